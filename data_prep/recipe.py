@@ -1,0 +1,139 @@
+"""The recipe: what to read, how to render it, how to mix, split and pack it. One YAML file, unknown keys refused."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+Form = Literal["alpaca", "dolly", "question_answer", "prompt_completion", "messages"]
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+Count = Annotated[int, Field(gt=0)]
+
+# The columns each form reads, by the name our code uses for them, with the column's usual name in the data. A recipe
+# renames them with `columns: {instruction: my_column}`.
+FORM_COLUMNS: dict[str, dict[str, str]] = {
+    "alpaca": {"instruction": "instruction", "input": "input", "output": "output"},
+    "dolly": {"instruction": "instruction", "context": "context", "response": "response"},
+    "question_answer": {"question": "question", "answer": "answer"},
+    "prompt_completion": {"prompt": "prompt", "completion": "completion"},
+    "messages": {"messages": "messages"},
+}
+# Columns that a row may lack; every other column of its form must be there.
+OPTIONAL_COLUMNS = frozenset({"input", "context", "system"})
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(_Strict):
+    """One data set: local files (`path`) or a hub data set (`dataset`), and how its rows become conversations."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+    path: str | list[str] | None = None  # JSON or JSONL files; globs and $VARIABLES are expanded
+    dataset: str | None = None  # hub data set id, read through `datasets`
+    subset: str | None = None  # the hub data set's configuration name
+    split: str = "train"
+    revision: str | None = None
+    form: Form
+    columns: dict[str, str] = {}
+    system: str | None = None  # a constant system prompt for rows that have none
+    first: Count | None = None  # read only the first N rows
+    take: Count | Share | None = None  # of the rows kept: a number, or a share below 1, chosen by the seed
+    weight: Annotated[float, Field(gt=0.0)] | None = None  # wanted share of the mixture, relative to the other weights
+    eval_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # overrides the recipe's
+
+    @field_validator("path")
+    @classmethod
+    def _expand_variables(cls, path: str | list[str] | None) -> str | list[str] | None:
+        if path is None:
+            return None
+        expanded = [os.path.expandvars(p) for p in ([path] if isinstance(path, str) else path)]
+        for p in expanded:
+            if "$" in p:
+                raise ValueError(f"path {p!r} uses an environment variable that is not set: set it, or write the path")
+        return expanded[0] if isinstance(path, str) else expanded
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Source:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError(f"source {self.name!r}: give either `path` (local files) or `dataset` (a hub id)")
+        if self.path is not None and (self.subset or self.revision or self.split != "train"):
+            raise ValueError(f"source {self.name!r}: `subset`, `split` and `revision` belong to a hub `dataset`")
+        known = {*FORM_COLUMNS[self.form], "system"}
+        for key in self.columns:
+            if key not in known:
+                raise ValueError(f"source {self.name!r}: form {self.form} has no column {key!r}; it has {sorted(known)}")
+        return self
+
+    def column(self, key: str) -> str:
+        """The data's column name for our `key`, such as "instruction"."""
+        return self.columns.get(key, FORM_COLUMNS[self.form].get(key, key))
+
+
+class Recipe(_Strict):
+    """Everything that decides the bytes of the shards."""
+
+    tokenizer: str  # folder or hub id
+    tokenizer_revision: str | None = None
+    chat_template: str = "tokenizer"  # built-in name, "tokenizer", "tokenizer:FOLDER_OR_ID", or a .jinja file
+    seq_len: Annotated[int, Field(ge=8)] = 4096  # tokens of a packed row at most
+    sources: Annotated[list[Source], Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    eval_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05  # of each source's distinct conversations
+    deduplicate: bool = True  # exact duplicates of a whole conversation, within and across sources
+    control_tokens: Literal["escape", "reject"] = "escape"  # content that spells a control token
+    bad_rows: Literal["skip", "refuse"] = "skip"  # a row that cannot be used: count and list it, or stop
+    too_long: Literal["drop", "refuse"] = "drop"  # a conversation longer than seq_len
+    weight_unit: Literal["trained_tokens", "tokens", "rows"] = "trained_tokens"  # what `weight` shares out
+    max_repeats: Annotated[float, Field(ge=1.0)] = 1.0  # how often a weighted source's rows may be used at most
+    rows_per_slice: Annotated[int, Field(ge=1)] = 10_000  # raw rows of one restartable piece of work
+    rows_per_shard: Annotated[int, Field(ge=1)] = 4096  # packed rows of one shard file
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        names = [s.name for s in self.sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two sources are named {name!r}: names must differ")
+        weighted = [s.name for s in self.sources if s.weight is not None]
+        if weighted and len(weighted) != len(names):
+            missing = sorted(set(names) - set(weighted))
+            raise ValueError(f"sources {weighted} have a `weight`, {missing} have none: give all of them one, or none")
+        return self
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        ValueError: not YAML, an unknown key (with the nearest known one), or a value out of range; names the file.
+    """
+    try:
+        raw: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"recipe {path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"recipe {path}: not readable as YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"recipe {path}: expected a mapping of keys, found {type(raw).__name__}")
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError(f"recipe {path}:\n" + "\n".join(_explain(e) for e in error.errors())) from None
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"  {where or 'recipe'}: {error['msg'].removeprefix('Value error, ')} (found {str(error['input'])[:80]!r})"
+    key = str(error["loc"][-1])
+    known = Source.model_fields if len(error["loc"]) > 1 else Recipe.model_fields
+    near = difflib.get_close_matches(key, list(known), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+    return f"  {where}: unknown key; {hint}"
