@@ -1,0 +1,135 @@
+"""Shared fixtures: a tokenizer trained here, tiny models with fixed seeds, and the optional folder of real data.
+
+Everything is made in seconds from nothing but this file: no network, no GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the hub fails at once instead of waiting
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).resolve().parent.parent
+VOCAB_SIZE = 640
+SPECIAL_TOKENS = ["<pad>", "<bos>", "<|im_start|>", "<|im_end|>"]
+CORPUS = [
+    "Repeat the word after me and tell me why the sky is blue.",
+    "What is the capital of France? The capital of France is Paris.",
+    "You are a helpful assistant. Answer the question in one short sentence.",
+    "Write the letters of the word in reverse order, then count them.",
+    "제1형 당뇨병은 어떻게 치료하나요? 인슐린을 꾸준히 맞아야 합니다.",
+    "감기약 종류 좀 알려주세요. 해열제와 진통제가 있습니다.",
+    "사과는 왜 빨간가요? 안토시아닌이라는 색소가 있기 때문입니다.",
+    "저는 사과 12개가 있었는데, 친구에게 절반을 나눠줬어요. 남은 사과는 여섯 개입니다.",
+    "system\nuser\nassistant\n",
+]
+CHATML = (
+    "{%- for message in messages %}\n"
+    "{{- '<|im_start|>' + message.role + '\\n' }}\n"
+    "{%- if message.role == 'assistant' %}\n"
+    "{%- generation %}{{- message.content + '<|im_end|>' }}{%- endgeneration %}\n"
+    "{{- '\\n' }}\n"
+    "{%- else %}\n"
+    "{{- message.content + '<|im_end|>\\n' }}\n"
+    "{%- endif %}\n"
+    "{%- endfor %}\n"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory):
+    """PreTrainedTokenizerFast: byte-level BPE of at most VOCAB_SIZE tokens (English and Korean, any text encodes),
+    eos `<|im_end|>`, pad `<pad>`, bos `<bos>` (not added by itself), ChatML with generation marks as chat template.
+    Saved; `name_or_path` is its folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<pad>", bos_token="<bos>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.chat_template = CHATML
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tiny_tokenizer, tmp_path_factory) -> Callable[..., Path]:
+    """Factory: `tiny_model_dir("llama" | "qwen3" | "gemma3", **config_overrides)` -> folder with a random model
+    (hidden 32, 2 layers, fp32, seed 0, the `tiny_tokenizer` vocabulary) and the tokenizer. Same arguments, same
+    folder: do not write into it."""
+    made: dict[str, Path] = {}
+
+    def make(architecture: str, **overrides) -> Path:
+        key = repr((architecture, sorted(overrides.items())))
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp(architecture)
+            _save_tiny_model(architecture, tiny_tokenizer, made[key], overrides)
+        return made[key]
+
+    return make
+
+
+def _save_tiny_model(architecture: str, tokenizer, folder: Path, overrides: dict) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(_tiny_config(architecture, tokenizer, overrides))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _tiny_config(architecture: str, tokenizer, overrides: dict):
+    from transformers import Gemma3TextConfig, LlamaConfig, Qwen3Config
+
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    extra = {
+        "llama": {},
+        "qwen3": {"tie_word_embeddings": True},
+        # One sliding and one full layer, with a window short enough for tests to cross.
+        "gemma3": {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    }
+    if architecture not in extra:
+        raise ValueError(f"tiny_model_dir: unknown architecture {architecture!r}; known: {sorted(extra)}")
+    config_class = {"llama": LlamaConfig, "qwen3": Qwen3Config, "gemma3": Gemma3TextConfig}[architecture]
+    return config_class(**{**sizes, **extra[architecture], **overrides})
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real data and tokenizers: $PACKHAUL_TEST_DATA, else ../shared/data beside the repository."""
+    folder = Path(os.environ.get("PACKHAUL_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data not found at {folder}: set PACKHAUL_TEST_DATA to the folder that holds it")
+    return folder
