@@ -68,7 +68,9 @@ class Source(_Strict):
         known = {*FORM_COLUMNS[self.form], "system"}
         for key in self.columns:
             if key not in known:
-                raise ValueError(f"source {self.name!r}: form {self.form} has no column {key!r}; it has {sorted(known)}")
+                raise ValueError(
+                    f"source {self.name!r}: form {self.form} has no column {key!r}; it has {sorted(known)}"
+                )
         return self
 
     def column(self, key: str) -> str:
@@ -131,7 +133,9 @@ def load_recipe(path: str | Path) -> Recipe:
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] != "extra_forbidden":
-        return f"  {where or 'recipe'}: {error['msg'].removeprefix('Value error, ')} (found {str(error['input'])[:80]!r})"
+        return (
+            f"  {where or 'recipe'}: {error['msg'].removeprefix('Value error, ')} (found {str(error['input'])[:80]!r})"
+        )
     key = str(error["loc"][-1])
     known = Source.model_fields if len(error["loc"]) > 1 else Recipe.model_fields
     near = difflib.get_close_matches(key, list(known), n=1)

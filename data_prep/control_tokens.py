@@ -1,0 +1,140 @@
+"""Text that spells a control token inside content: encode it as the plain text it is, never as the control id.
+
+A tokenizer turns `<|im_end|>` into the control id wherever it stands, so a row that quotes a chat format could end its
+own turn: prompt injection into the training data. The way out, exact for any tokenizer: a sentinel character is put
+inside the spelled token before the template renders it, so that the template's own control tokens can be told from the
+quoted ones. Then the sentinels go, each control token of the template is replaced by a stand-in that the tokenizer
+matches as it matches the token (an added token with the same flags, but not "special"), and the text is encoded with
+`encode_special_tokens`, under which special tokens are plain text. Last, the stand-ins' ids become the control ids.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from data_prep.conversation import BadRow, Conversation, Message
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Encoding, Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+Span = tuple[int, int]
+Restore = Callable[[str, list[Span]], "tuple[Encoding, list[int], list[Span]]"]
+_PRIVATE_USE = range(0xF0000, 0xFFFFE)  # Supplementary Private Use Area-A: assigned to nobody
+
+
+class ControlTokens:
+    """Finds control tokens spelled in content and encodes them as plain text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, special_ids: dict[str, int]):
+        self._ids = special_ids
+        self._tokenizer = tokenizer
+        longest_first = sorted(special_ids, key=lambda token: (-len(token), token))
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._stand_ins: tuple[Tokenizer, dict[str, str]] | None = None
+
+    def spelled_in(self, conversation: Conversation) -> str | None:
+        """The first control token that a message spells, if any."""
+        for message in conversation.messages:
+            found = self._pattern.search(message.content)
+            if found:
+                return found[0]
+        return None
+
+    def shield(self, conversation: Conversation) -> tuple[Conversation, Restore]:
+        """The conversation with sentinels inside spelled control tokens, and the function that encodes its rendering."""
+        sentinel = _unused_character(conversation)
+        shielded = Conversation(
+            tuple(Message(m.role, self._shield_text(m.content, sentinel)) for m in conversation.messages),
+            conversation.source,
+            conversation.row,
+        )
+        return shielded, lambda text, spans: self._encode(text, spans, sentinel)
+
+    def _shield_text(self, text: str, sentinel: str) -> str:
+        # Again until none is left: what stands behind a broken-up token may now begin another match.
+        while found := self._pattern.search(text):
+            middle = found.start() + 1
+            text = text[:middle] + sentinel + text[middle:]
+        return text
+
+    def _encode(self, text: str, spans: list[Span], sentinel: str) -> tuple[Encoding, list[int], list[Span]]:
+        encoder, stand_in = self._plain_encoder()
+        pieces: list[str] = []
+        moved: dict[int, int] = {}  # character position in `text` -> in the text that is encoded
+        control_ids: list[int] = []
+        cursor = length = 0
+        for found in re.finditer(f"{re.escape(sentinel)}|{self._pattern.pattern}", text):
+            length = _copy(text, cursor, found.start(), pieces, length, moved)
+            if found[0] != sentinel:
+                replacement = stand_in[found[0]]
+                pieces.append(replacement)
+                control_ids.append(self._ids[found[0]])
+                length += len(replacement)
+            cursor = found.end()
+        length = _copy(text, cursor, len(text), pieces, length, moved)
+        moved[len(text)] = length
+        encoding = encoder.encode("".join(pieces), add_special_tokens=False)
+        ids = _put_back(encoding.ids, {encoder.token_to_id(s) for s in stand_in.values()}, control_ids)
+        return encoding, ids, [(moved[start], moved[end]) for start, end in spans]
+
+    def _plain_encoder(self) -> tuple[Tokenizer, dict[str, str]]:
+        """A copy of the tokenizer with one stand-in per combination of matching flags, made when first needed."""
+        if self._stand_ins is None:
+            from tokenizers import AddedToken, Tokenizer
+
+            encoder = Tokenizer.from_str(self._tokenizer.backend_tokenizer.to_str())
+            encoder.encode_special_tokens = True
+            names: dict[tuple[bool, ...], str] = {}
+            stand_in = {}
+            for token in self._tokenizer.added_tokens_decoder.values():
+                if token.special:
+                    name = names.setdefault(_flags(token), f"\U0010fffd{len(names)}\U0010fffd")
+                    stand_in[token.content] = name
+            for (lstrip, rstrip, single_word, normalized), name in names.items():
+                encoder.add_tokens(
+                    [
+                        AddedToken(
+                            name,
+                            lstrip=lstrip,
+                            rstrip=rstrip,
+                            single_word=single_word,
+                            normalized=normalized,
+                            special=False,
+                        )
+                    ]
+                )
+            self._stand_ins = encoder, stand_in
+        return self._stand_ins
+
+
+def _flags(token: AddedToken | Any) -> tuple[bool, ...]:
+    return token.lstrip, token.rstrip, token.single_word, token.normalized
+
+
+def _copy(text: str, start: int, end: int, pieces: list[str], length: int, moved: dict[int, int]) -> int:
+    """Append text[start:end]; note where its positions went; the new length."""
+    pieces.append(text[start:end])
+    for position in range(start, end + 1):
+        moved[position] = length + position - start
+    return length + end - start
+
+
+def _put_back(ids: list[int], stand_in_ids: set[int], control_ids: list[int]) -> list[int]:
+    remaining = iter(control_ids)
+    restored = [next(remaining) if i in stand_in_ids else i for i in ids]
+    if next(remaining, None) is not None:
+        raise BadRow("control_token_in_text", "a control token of the template was lost while escaping the text's own")
+    return restored
+
+
+def _unused_character(conversation: Conversation) -> str:
+    used = {c for m in conversation.messages for c in m.content}
+    for code in _PRIVATE_USE:
+        if chr(code) not in used and "\U0010fffd" not in used:
+            return chr(code)
+    raise BadRow(
+        "control_token_in_text", "the text spells a control token and uses the private characters needed to escape it"
+    )

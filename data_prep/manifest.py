@@ -1,0 +1,90 @@
+"""The manifest's contents, the lists of dropped rows, and the summary that is printed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from data_prep.pack_stage import ShardTask
+from data_prep.recipe import Recipe
+from data_prep.rendering import Renderer, fingerprint
+from data_prep.shards import FORMAT_VERSION, SPLITS, TOKENIZER_DIR, sync_directory, write_atomically
+from data_prep.tokenize_stage import Part
+
+_LIBRARIES = ("packhaul", "tokenizers", "transformers", "pyarrow", "numpy")
+
+
+def build_manifest(
+    recipe: Recipe,
+    renderer: Renderer,
+    identity: dict[str, Any],
+    summary: dict[str, Any],
+    tasks: list[ShardTask],
+    plan_dir: Path,
+    output: Path,
+) -> dict[str, Any]:
+    """Save the tokenizer beside the shards and describe everything."""
+    _save_tokenizer(renderer, output / TOKENIZER_DIR)
+    shards: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    for task in tasks:
+        shards[task.split].append(json.loads(task.marker(plan_dir).read_text()))
+    identity_bytes = json.dumps(identity, sort_keys=True).encode()
+    return {
+        "format_version": FORMAT_VERSION,
+        "identity": hashlib.sha256(identity_bytes).hexdigest()[:16],
+        "recipe": recipe.model_dump(mode="json", exclude_defaults=False),
+        "seq_len": recipe.seq_len,
+        "tokenizer": fingerprint(renderer.tokenizer),
+        "chat_template": renderer.template.origin,
+        "chat_template_sha256": identity["chat_template_sha256"],
+        "bos_token_id": renderer.tokenizer.bos_token_id,
+        "end_token_ids": renderer.end_token_ids,
+        "sources": summary["sources"],
+        "mixture": summary["mixture"],
+        "splits": {split: {**summary["splits"][split], "shards": shards[split]} for split in SPLITS},
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }
+
+
+def _save_tokenizer(renderer: Renderer, directory: Path) -> None:
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    for leftover in (temporary, directory):
+        shutil.rmtree(leftover, ignore_errors=True)
+    renderer.tokenizer.save_pretrained(temporary)
+    temporary.rename(directory)
+    sync_directory(directory.parent)
+
+
+def write_dropped(output: Path, recipe: Recipe, parts: list[Part], plan_dir: Path) -> None:
+    """dropped/SOURCE.jsonl: every row that was not used and why, in the order of the rows' parts, duplicates last."""
+    directory = output / "dropped"
+    directory.mkdir(parents=True, exist_ok=True)
+    duplicates = (plan_dir / "duplicates.jsonl").read_bytes().splitlines(keepends=True)
+    for source in recipe.sources:
+        own = [p.file(".dropped").read_bytes() for p in parts if p.slice.source == source.name]
+        repeated = [line for line in duplicates if json.loads(line)["source"] == source.name]
+        write_atomically(directory / f"{source.name}.jsonl", b"".join(own + repeated))
+
+
+def summary_lines(manifest: dict[str, Any]) -> Iterator[str]:
+    """What a person wants to see: rows in, rows lost and why, shares, packing."""
+    yield f"{'source':20} {'rows':>10} {'kept':>10} {'unused':>8} {'train':>10} {'eval':>8} {'asked':>7} {'got':>7}  dropped"
+    for source, share in zip(manifest["sources"], manifest["mixture"], strict=True):
+        asked = "-" if share["asked"] is None else f"{share['asked']:.3f}"
+        reasons = ", ".join(f"{reason} {number:,}" for reason, number in source["dropped"].items()) or "none"
+        yield (
+            f"{source['name'][:20]:20} {source['rows']:>10,} {source['kept']:>10,} {source['unused']:>8,} "
+            f"{source['train_uses']:>10,} {source['eval_documents']:>8,} {asked:>7} {share['got']:>7.3f}  {reasons}"
+        )
+    for split in SPLITS:
+        counts = manifest["splits"][split]
+        if counts["rows"]:
+            yield (
+                f"{split}: {counts['documents']:,} documents in {counts['rows']:,} rows of {manifest['seq_len']:,}, "
+                f"{counts['tokens']:,} tokens, {counts['trained_tokens']:,} trained, packing {counts['efficiency']:.4f}"
+            )

@@ -1,0 +1,143 @@
+"""From all tokenized documents to how often each is used: duplicates out, parts taken, eval split, mixture.
+
+Everything works on flat arrays with one entry per document, in the order of the recipe's sources and of their rows.
+Choices are made by a hash of (seed, content), so they depend neither on the number of workers nor on other sources.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.recipe import Recipe
+
+TRAIN, EVAL, UNUSED = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """What the plan knows of each document: (documents,) arrays."""
+
+    length: np.ndarray  # int32, tokens
+    trained: np.ndarray  # int32, trained tokens
+    content: np.ndarray  # uint64, content hash
+    source: np.ndarray  # int32, index into recipe.sources
+
+    def __len__(self) -> int:
+        return int(self.length.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """How the documents are used."""
+
+    split: np.ndarray  # (documents,) int8: TRAIN, EVAL or UNUSED
+    copies: np.ndarray  # (documents,) int32: how often it is used in its split
+    duplicate_of: np.ndarray  # (documents,) int64: the document it repeats, or -1
+    shares: list[dict[str, object]]  # per source: what was asked for and what came out
+
+
+def mix(documents: Documents, recipe: Recipe) -> Mixture:
+    """Apply the recipe's `deduplicate`, `take`, `eval_fraction` and `weight`, in that order."""
+    duplicate_of = find_duplicates(documents.content) if recipe.deduplicate else np.full(len(documents), -1, np.int64)
+    rank = selection_order(documents.content, recipe.seed)
+    split = np.full(len(documents), UNUSED, dtype=np.int8)
+    for index, source in enumerate(recipe.sources):
+        mine = np.flatnonzero((documents.source == index) & (duplicate_of < 0))
+        split[_take(mine, rank, source.take)] = TRAIN
+    _split_eval(documents, recipe, rank, split)
+    copies = np.where(split == UNUSED, 0, 1).astype(np.int32)
+    _weigh(documents, recipe, rank, split, copies)
+    split[copies == 0] = UNUSED
+    return Mixture(split, copies, duplicate_of, _shares(documents, recipe, split, copies))
+
+
+def find_duplicates(content: np.ndarray) -> np.ndarray:
+    """(documents,) int64: the first document with the same content, or -1 for the first one itself."""
+    _, first, inverse = np.unique(content, return_index=True, return_inverse=True)
+    original = first[inverse]
+    return np.where(original == np.arange(content.size), -1, original)
+
+
+def selection_order(content: np.ndarray, seed: int) -> np.ndarray:
+    """(documents,) uint64 pseudo-random keys from content and seed (the finaliser of splitmix64, Steele et al. 2014)."""
+    increment = (seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % 2**64
+    x = content.astype(np.uint64) + np.uint64(increment)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _take(mine: np.ndarray, rank: np.ndarray, take: int | float | None) -> np.ndarray:
+    if take is None:
+        return mine
+    number = take if isinstance(take, int) else round(take * mine.size)
+    return mine[np.argsort(rank[mine], kind="stable")[:number]]
+
+
+def _split_eval(documents: Documents, recipe: Recipe, rank: np.ndarray, split: np.ndarray) -> None:
+    """The documents with the smallest keys of each source go to eval, and so does whatever has the same content."""
+    held_out = np.zeros(len(documents), dtype=bool)
+    seen_earlier = np.zeros(len(documents), dtype=bool)
+    if not recipe.deduplicate:  # a content belongs to the first source that has it
+        seen_earlier = find_duplicates(documents.content) >= 0
+    for index, source in enumerate(recipe.sources):
+        fraction = recipe.eval_fraction if source.eval_fraction is None else source.eval_fraction
+        mine = np.flatnonzero((documents.source == index) & (split == TRAIN) & ~seen_earlier)
+        number = round(fraction * mine.size)
+        held_out[mine[np.argsort(rank[mine], kind="stable")[:number]]] = True
+    # Equal contents have equal keys, so comparing contents moves every copy of a held-out document along.
+    in_eval = np.isin(documents.content, documents.content[held_out])
+    split[in_eval & (split == TRAIN)] = EVAL
+
+
+def _weigh(documents: Documents, recipe: Recipe, rank: np.ndarray, split: np.ndarray, copies: np.ndarray) -> None:
+    """Set the copies of training documents so that the sources' shares are as their weights.
+
+    The mixture is as large as the scarcest source allows when its documents are used at most `max_repeats` times.
+    """
+    if recipe.sources[0].weight is None:
+        return
+    amount = _amounts(documents, recipe)
+    weights = np.array([s.weight for s in recipe.sources], dtype=np.float64)
+    members = [np.flatnonzero((documents.source == i) & (split == TRAIN)) for i in range(len(recipe.sources))]
+    available = np.array([amount[m].sum() for m in members], dtype=np.float64)
+    if not available.all():
+        empty = [s.name for s, a in zip(recipe.sources, available, strict=True) if a == 0]
+        raise ValueError(f"sources {empty} have a weight but no training document is left of them: see dropped/")
+    total = (recipe.max_repeats * available / weights).min()  # of the mixture, over the sum of weights
+    for mine, wanted, have in zip(members, weights * total, available, strict=True):
+        whole = int(wanted / have + 1e-9)
+        copies[mine] = whole
+        ordered = mine[np.argsort(rank[mine], kind="stable")]
+        # One more copy for the documents that bring the source nearest to its share.
+        reached = np.cumsum(amount[ordered])
+        copies[ordered[: np.searchsorted(reached, wanted - whole * have, side="right")]] += 1
+
+
+def _amounts(documents: Documents, recipe: Recipe) -> np.ndarray:
+    if recipe.weight_unit == "rows":
+        return np.ones(len(documents), dtype=np.int64)
+    return (documents.trained if recipe.weight_unit == "trained_tokens" else documents.length).astype(np.int64)
+
+
+def _shares(documents: Documents, recipe: Recipe, split: np.ndarray, copies: np.ndarray) -> list[dict[str, object]]:
+    amount = _amounts(documents, recipe) * np.where(split == TRAIN, copies, 0)
+    total = max(int(amount.sum()), 1)
+    asked = sum(s.weight or 0.0 for s in recipe.sources)
+    shares = []
+    for index, source in enumerate(recipe.sources):
+        mine = documents.source == index
+        used = copies[mine & (split == TRAIN)]
+        shares.append(
+            {
+                "source": source.name,
+                "asked": None if source.weight is None else round(source.weight / asked, 6),
+                "got": round(int(amount[mine].sum()) / total, 6),
+                "train_documents": int((used > 0).sum()),
+                "train_uses": int(used.sum()),
+                "eval_documents": int((mine & (split == EVAL)).sum()),
+            }
+        )
+    return shares

@@ -1,0 +1,141 @@
+"""Stage 2, one process: which documents are used, and which row and shard each goes to. Reads only the parts' indices."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.mixing import EVAL, TRAIN, Documents, Mixture, mix
+from data_prep.packing import pack
+from data_prep.recipe import Recipe
+from data_prep.shards import SPLITS, to_json, write_atomically
+from data_prep.tokenize_stage import Part
+
+_SPLIT_CODES = {"train": TRAIN, "eval": EVAL}
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPlan:
+    """The packed rows of one split: row r holds document uses[starts[r]:starts[r + 1]]."""
+
+    uses: np.ndarray  # (uses,) int64: document numbers, by row
+    starts: np.ndarray  # (rows + 1,) int64
+
+
+def load_documents(parts: list[Part], recipe: Recipe) -> tuple[Documents, np.ndarray, np.ndarray]:
+    """All parts' documents in recipe order; per document its part's number and its row in the raw source."""
+    names = {s.name: i for i, s in enumerate(recipe.sources)}
+    columns: dict[str, list[np.ndarray]] = {k: [] for k in ("length", "trained", "content", "row", "part", "source")}
+    for number, part in enumerate(parts):
+        with np.load(part.file(".npz")) as index:
+            for key in ("length", "trained", "content", "row"):
+                columns[key].append(index[key])
+        size = columns["row"][-1].size
+        columns["part"].append(np.full(size, number, dtype=np.int32))
+        columns["source"].append(np.full(size, names[part.slice.source], dtype=np.int32))
+    flat = {key: np.concatenate(arrays) for key, arrays in columns.items()}
+    documents = Documents(flat["length"], flat["trained"], flat["content"], flat["source"])
+    return documents, flat["part"], flat["row"]
+
+
+def plan(parts: list[Part], recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Make the plan and write it: plan.npz, dropped duplicates and plan.json, the latter last.
+
+    Raises:
+        ValueError: no document is left to train on.
+    """
+    documents, part_of, row_of = load_documents(parts, recipe)
+    mixture = mix(documents, recipe)
+    if not (mixture.split == TRAIN).any():
+        raise ValueError(f"no document is left to train on: {_losses(parts)}. The dropped rows lie in {parts[0].folder}")
+    arrays: dict[str, np.ndarray] = {"part": part_of, "in_part": _position_in_part(part_of), "source": documents.source}
+    splits = {}
+    for name in SPLITS:
+        split = _pack_split(documents, mixture, recipe, _SPLIT_CODES[name])
+        arrays[f"{name}_uses"], arrays[f"{name}_starts"] = split.uses, split.starts
+        splits[name] = _split_counts(split, documents, recipe)
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomically(folder / "plan.npz", buffer.getvalue())
+    write_atomically(folder / "duplicates.jsonl", _duplicate_lines(documents, mixture, row_of, recipe))
+    summary = {"splits": splits, "sources": _source_counts(documents, mixture, parts, recipe), "mixture": mixture.shares}
+    write_atomically(folder / "plan.json", to_json(summary))
+    return summary
+
+
+def _pack_split(documents: Documents, mixture: Mixture, recipe: Recipe, code: int) -> SplitPlan:
+    used = np.flatnonzero(mixture.split == code)
+    uses = np.repeat(used, mixture.copies[used])
+    random = np.random.default_rng([recipe.seed, code])
+    uses = random.permutation(uses)  # which of equally long documents go together is by chance
+    row_of, count = pack(documents.length[uses], recipe.seq_len)
+    row_of = random.permutation(count)[row_of]  # packing makes full rows of long documents first: shuffle the rows
+    order = np.argsort(row_of, kind="stable")  # within a row: by chance, as `uses` is
+    starts = np.zeros(count + 1, dtype=np.int64)
+    np.cumsum(np.bincount(row_of, minlength=count), out=starts[1:])
+    return SplitPlan(uses[order], starts)
+
+
+def _split_counts(split: SplitPlan, documents: Documents, recipe: Recipe) -> dict[str, Any]:
+    rows = split.starts.size - 1
+    tokens = int(documents.length[split.uses].sum(dtype=np.int64))
+    return {
+        "rows": rows,
+        "documents": int(split.uses.size),
+        "tokens": tokens,
+        "trained_tokens": int(documents.trained[split.uses].sum(dtype=np.int64)),
+        "efficiency": round(tokens / (rows * recipe.seq_len), 6) if rows else None,
+    }
+
+
+def _position_in_part(part_of: np.ndarray) -> np.ndarray:
+    first = np.searchsorted(part_of, part_of, side="left")  # parts come in ascending order
+    return np.arange(part_of.size) - first
+
+
+def _source_counts(documents: Documents, mixture: Mixture, parts: list[Part], recipe: Recipe) -> list[dict[str, Any]]:
+    result = []
+    for index, source in enumerate(recipe.sources):
+        counts = [p.counts() for p in parts if p.slice.source == source.name]
+        dropped: dict[str, int] = {}
+        for c in counts:
+            for reason, number in c["dropped"].items():
+                dropped[reason] = dropped.get(reason, 0) + number
+        mine = documents.source == index
+        duplicates = int((mixture.duplicate_of[mine] >= 0).sum())
+        if duplicates:
+            dropped["duplicate"] = duplicates
+        result.append(
+            {
+                "name": source.name,
+                "rows": sum(c["rows"] for c in counts),
+                "dropped": dict(sorted(dropped.items())),
+                "kept": int(mine.sum()) - duplicates,
+                "unused": int((mixture.copies[mine] == 0).sum()) - duplicates,  # left out by `take` or `weight`
+                "tokens": int((documents.length * mixture.copies)[mine].sum(dtype=np.int64)),
+                "trained_tokens": int((documents.trained * mixture.copies)[mine].sum(dtype=np.int64)),
+                **{k: mixture.shares[index][k] for k in ("train_documents", "train_uses", "eval_documents")},
+            }
+        )
+    return result
+
+
+def _duplicate_lines(documents: Documents, mixture: Mixture, row_of: np.ndarray, recipe: Recipe) -> bytes:
+    names = [s.name for s in recipe.sources]
+    lines = []
+    for i in np.flatnonzero(mixture.duplicate_of >= 0):
+        first = mixture.duplicate_of[i]
+        of = f"row {row_of[first]} of {names[documents.source[first]]}"
+        line = {"source": names[documents.source[i]], "row": int(row_of[i]), "reason": "duplicate", "detail": f"repeats {of}"}
+        lines.append(json.dumps(line) + "\n")
+    return "".join(lines).encode()
+
+
+def _losses(parts: list[Part]) -> str:
+    return "; ".join(f"{p.slice.source}: {c['rows']} rows, dropped {c['dropped']}" for p in parts for c in [p.counts()])

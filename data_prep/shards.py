@@ -1,0 +1,182 @@
+"""The data contract: what a shard directory holds, how it is written, opened and verified.
+
+    manifest.json            last; its existence means complete
+    tokenizer/               the tokenizer with the chat template that rendered the data
+    train/00000.arrow ...    Arrow IPC streams (memory-mapped by `datasets`), one packed row each:
+                               input_ids    list<int32>   the row's documents, one after the other
+                               labels       list<int32>   -100 where not trained, unshifted
+                               seq_lengths  list<int32>   tokens of each document; their sum is len(input_ids) <= seq_len
+                               sources      list<int32>   each document's source: index into manifest["sources"]
+    eval/00000.arrow ...     the same for the held-out documents
+    dropped/SOURCE.jsonl     every row that was not used, with its reason
+
+This module is the only one that `train` imports from `data_prep`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER_DIR = "tokenizer"
+SPLITS = ("train", "eval")
+COLUMNS = ("input_ids", "labels", "seq_lengths", "sources")
+ROWS_PER_BATCH = 256  # rows of one Arrow record batch: what a reader maps at once
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write under a temporary name, flush to disk, rename: a reader finds the whole file or none."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def to_json(value: Any) -> bytes:
+    """The one JSON form of our files: sorted keys would hide the recipe's order, so keys stay as they are."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def write_shard(path: Path, rows: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Write one shard atomically.
+
+    Args:
+        rows: packed rows: COLUMNS -> (n,) int32 arrays.
+
+    Returns:
+        The manifest's entry of the shard: rows, tokens, bytes, sha256.
+    """
+    import pyarrow as pa
+
+    schema = pa.schema([(name, pa.list_(pa.int32())) for name in COLUMNS])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        for start in range(0, len(rows), ROWS_PER_BATCH):
+            writer.write_batch(_record_batch(rows[start : start + ROWS_PER_BATCH], schema))
+    data = memoryview(sink.getvalue())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, data)
+    tokens = sum(int(row["seq_lengths"].sum()) for row in rows)
+    digest = hashlib.sha256(data).hexdigest()
+    return {"rows": len(rows), "tokens": tokens, "bytes": len(data), "sha256": digest}
+
+
+def _record_batch(rows: Sequence[dict[str, np.ndarray]], schema: pa.Schema) -> pa.RecordBatch:
+    import numpy as np
+    import pyarrow as pa
+
+    columns = []
+    for name in COLUMNS:
+        values = [row[name] for row in rows]
+        offsets = np.zeros(len(values) + 1, dtype=np.int32)
+        np.cumsum([v.size for v in values], out=offsets[1:])
+        columns.append(pa.ListArray.from_arrays(offsets, np.concatenate(values).astype(np.int32)))
+    return pa.record_batch(columns, schema=schema)
+
+
+def read_manifest(directory: str | Path) -> dict[str, Any]:
+    """The manifest of a complete shard directory.
+
+    Raises:
+        ValueError: no such directory, preparation not finished, unreadable, or another format version.
+    """
+    directory = Path(directory)
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        raise ValueError(f"shard directory {directory}: no such directory; make it with `python -m data_prep.prepare`")
+    if not path.exists():
+        raise ValueError(
+            f"shard directory {directory} has no {MANIFEST}: its preparation has not finished. Run the same "
+            "`python -m data_prep.prepare` command again; it goes on where it stopped"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}): prepare the data again") from None
+    found = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if found != FORMAT_VERSION:
+        raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}, found {found!r}: prepare the data again")
+    return manifest
+
+
+def manifest_sha256(directory: str | Path) -> str:
+    """Hash of the manifest file; with the shards' hashes in it, it identifies the data."""
+    return hashlib.sha256((Path(directory) / MANIFEST).read_bytes()).hexdigest()
+
+
+def shard_files(directory: str | Path, manifest: dict[str, Any], split: str) -> list[Path]:
+    """The shard files of a split, in order."""
+    return [Path(directory) / shard["file"] for shard in manifest["splits"][split]["shards"]]
+
+
+def check_files(directory: str | Path, manifest: dict[str, Any], *, hashes: bool = False) -> list[str]:
+    """What is wrong with the shard files: missing, of another size, and with `hashes` of other bytes. Empty if sound."""
+    problems = []
+    for split in SPLITS:
+        for shard in manifest["splits"][split]["shards"]:
+            problem = _check_file(Path(directory) / shard["file"], shard, hashes)
+            if problem:
+                problems.append(problem)
+    return problems
+
+
+def _check_file(path: Path, shard: dict[str, Any], hashes: bool) -> str | None:
+    if not path.exists():
+        return f"{path}: missing"
+    if path.stat().st_size != shard["bytes"]:
+        return f"{path}: expected {shard['bytes']} bytes, found {path.stat().st_size}"
+    if hashes:
+        with path.open("rb") as file:
+            found = _digest(file)
+        if found != shard["sha256"]:
+            return f"{path}: expected sha256 {shard['sha256'][:16]}..., found {found[:16]}...: the bytes have changed"
+    return None
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 22):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_rows(path: Path) -> Iterator[dict[str, np.ndarray]]:
+    """The packed rows of one shard, without `datasets`.
+
+    Raises:
+        ValueError: not an Arrow stream, or other columns than COLUMNS.
+    """
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
+            if tuple(stream.schema.names) != COLUMNS:
+                raise ValueError(f"{path}: expected columns {COLUMNS}, found {tuple(stream.schema.names)}")
+            for batch in stream:
+                lists = [batch.column(name) for name in COLUMNS]
+                for i in range(batch.num_rows):
+                    yield {name: column[i].values.to_numpy() for name, column in zip(COLUMNS, lists, strict=True)}
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a readable Arrow stream ({error})") from None
