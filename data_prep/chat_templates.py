@@ -1,7 +1,6 @@
 """Which chat template renders the data: built in, the tokenizer's own, another tokenizer's, or a Jinja file.
 
-The template decides what the model says by `{% generation %}` marks (the convention of transformers). A template without
-marks is replaced by TRL's training variant of the same template when TRL knows it; otherwise the marks are derived from
+The template decides what the model says by `{% generation %}` marks (the convention of transformers). One without marks is replaced by TRL's training variant of the same template when TRL knows it; otherwise the marks are derived from
 its prefixes (see rendering.py), and a template that does not allow that is refused.
 """
 
@@ -116,7 +115,7 @@ def _from_tokenizer(owner: PreTrainedTokenizerBase, tokenizer: PreTrainedTokeniz
         text = text.get("default")
     if not text:
         raise ValueError(
-            f"chat_template: {name} has no chat template (a base model's tokenizer often has none): name a built-in one "
+            f"chat_template: {name} has no chat template (a base model's often has none): name a built-in one "
             f"{built_in_names()}, or an instruct model's tokenizer as 'tokenizer:FOLDER_OR_HUB_ID'"
         )
     _check_shared_tokens(text, owner, tokenizer)

@@ -44,7 +44,7 @@ class ControlTokens:
         return None
 
     def shield(self, conversation: Conversation) -> tuple[Conversation, Restore]:
-        """The conversation with sentinels inside spelled control tokens, and the function that encodes its rendering."""
+        """The conversation with sentinels in spelled control tokens, and the function that encodes its rendering."""
         sentinel = _unused_character(conversation)
         shielded = Conversation(
             tuple(Message(m.role, self._shield_text(m.content, sentinel)) for m in conversation.messages),
@@ -122,7 +122,7 @@ def _copy(text: str, start: int, end: int, pieces: list[str], length: int, moved
     return length + end - start
 
 
-def _put_back(ids: list[int], stand_in_ids: set[int], control_ids: list[int]) -> list[int]:
+def _put_back(ids: list[int], stand_in_ids: set[int | None], control_ids: list[int]) -> list[int]:
     remaining = iter(control_ids)
     restored = [next(remaining) if i in stand_in_ids else i for i in ids]
     if next(remaining, None) is not None:

@@ -73,7 +73,8 @@ def write_dropped(output: Path, recipe: Recipe, parts: list[Part], plan_dir: Pat
 
 def summary_lines(manifest: dict[str, Any]) -> Iterator[str]:
     """What a person wants to see: rows in, rows lost and why, shares, packing."""
-    yield f"{'source':20} {'rows':>10} {'kept':>10} {'unused':>8} {'train':>10} {'eval':>8} {'asked':>7} {'got':>7}  dropped"
+    columns = f"{'rows':>10} {'kept':>10} {'unused':>8} {'train':>10} {'eval':>8} {'asked':>7} {'got':>7}"
+    yield f"{'source':20} {columns}  dropped"
     for source, share in zip(manifest["sources"], manifest["mixture"], strict=True):
         asked = "-" if share["asked"] is None else f"{share['asked']:.3f}"
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in source["dropped"].items()) or "none"

@@ -7,6 +7,7 @@ Choices are made by a hash of (seed, content), so they depend neither on the num
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Mixture:
     split: np.ndarray  # (documents,) int8: TRAIN, EVAL or UNUSED
     copies: np.ndarray  # (documents,) int32: how often it is used in its split
     duplicate_of: np.ndarray  # (documents,) int64: the document it repeats, or -1
-    shares: list[dict[str, object]]  # per source: what was asked for and what came out
+    shares: list[dict[str, Any]]  # per source: what was asked for and what came out
 
 
 def mix(documents: Documents, recipe: Recipe) -> Mixture:
@@ -61,7 +62,7 @@ def find_duplicates(content: np.ndarray) -> np.ndarray:
 
 
 def selection_order(content: np.ndarray, seed: int) -> np.ndarray:
-    """(documents,) uint64 pseudo-random keys from content and seed (the finaliser of splitmix64, Steele et al. 2014)."""
+    """(documents,) uint64 pseudo-random keys from content and seed (splitmix64's finaliser, Steele et al. 2014)."""
     increment = (seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % 2**64
     x = content.astype(np.uint64) + np.uint64(increment)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -122,7 +123,7 @@ def _amounts(documents: Documents, recipe: Recipe) -> np.ndarray:
     return (documents.trained if recipe.weight_unit == "trained_tokens" else documents.length).astype(np.int64)
 
 
-def _shares(documents: Documents, recipe: Recipe, split: np.ndarray, copies: np.ndarray) -> list[dict[str, object]]:
+def _shares(documents: Documents, recipe: Recipe, split: np.ndarray, copies: np.ndarray) -> list[dict[str, Any]]:
     amount = _amounts(documents, recipe) * np.where(split == TRAIN, copies, 0)
     total = max(int(amount.sum()), 1)
     asked = sum(s.weight or 0.0 for s in recipe.sources)

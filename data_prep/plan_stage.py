@@ -1,4 +1,4 @@
-"""Stage 2, one process: which documents are used, and which row and shard each goes to. Reads only the parts' indices."""
+"""Stage 2, one process: which documents are used, and which row each goes to. Reads only the parts' indices."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def plan(parts: list[Part], recipe: Recipe, folder: Path) -> dict[str, Any]:
     documents, part_of, row_of = load_documents(parts, recipe)
     mixture = mix(documents, recipe)
     if not (mixture.split == TRAIN).any():
-        raise ValueError(f"no document is left to train on: {_losses(parts)}. The dropped rows lie in {parts[0].folder}")
+        raise ValueError(
+            f"no document is left to train on: {_losses(parts)}. The dropped rows lie in {parts[0].folder}"
+        )
     arrays: dict[str, np.ndarray] = {"part": part_of, "in_part": _position_in_part(part_of), "source": documents.source}
     splits = {}
     for name in SPLITS:
@@ -61,10 +63,14 @@ def plan(parts: list[Part], recipe: Recipe, folder: Path) -> dict[str, Any]:
         splits[name] = _split_counts(split, documents, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     write_atomically(folder / "plan.npz", buffer.getvalue())
     write_atomically(folder / "duplicates.jsonl", _duplicate_lines(documents, mixture, row_of, recipe))
-    summary = {"splits": splits, "sources": _source_counts(documents, mixture, parts, recipe), "mixture": mixture.shares}
+    summary = {
+        "splits": splits,
+        "sources": _source_counts(documents, mixture, parts, recipe),
+        "mixture": mixture.shares,
+    }
     write_atomically(folder / "plan.json", to_json(summary))
     return summary
 
@@ -132,7 +138,12 @@ def _duplicate_lines(documents: Documents, mixture: Mixture, row_of: np.ndarray,
     for i in np.flatnonzero(mixture.duplicate_of >= 0):
         first = mixture.duplicate_of[i]
         of = f"row {row_of[first]} of {names[documents.source[first]]}"
-        line = {"source": names[documents.source[i]], "row": int(row_of[i]), "reason": "duplicate", "detail": f"repeats {of}"}
+        line = {
+            "source": names[documents.source[i]],
+            "row": int(row_of[i]),
+            "reason": "duplicate",
+            "detail": f"repeats {of}",
+        }
         lines.append(json.dumps(line) + "\n")
     return "".join(lines).encode()
 

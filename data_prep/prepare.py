@@ -2,7 +2,7 @@
 
     python -m data_prep.prepare --recipe configs/data/X.yaml --output DIR [--num-workers N]
 
-tokenize (parallel, by slices of rows) -> plan (one process, reads only lengths and hashes) -> pack (parallel, by shard).
+tokenize (parallel, by slices of rows) -> plan (one process, reads lengths and hashes) -> pack (parallel, by shard).
 The bytes are the same for any number of workers, and after any number of kills and reruns: a rerun skips what is done.
 """
 
@@ -169,9 +169,7 @@ def _renderer(recipe: Recipe) -> Any:
     return _RENDERER[0]
 
 
-def _run(
-    work: Callable[[Any], None], items: list[Any], num_workers: int, title: str, setup: Any | None = None
-) -> None:
+def _run(work: Callable[[Any], None], items: list[Any], num_workers: int, title: str, setup: Any | None = None) -> None:
     """Do the items, in this process or in a pool, with a progress bar on a terminal."""
     from tqdm import tqdm
 
@@ -184,7 +182,8 @@ def _results(work: Callable[[Any], None], items: list[Any], num_workers: int, se
     if num_workers == 1 or len(items) < 2:
         _RENDERER[:] = [setup] if setup else []
         for item in items:
-            yield work(item)
+            work(item)
+            yield
         return
     from multiprocessing import get_context
 

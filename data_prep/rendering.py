@@ -53,19 +53,20 @@ class Renderer:
         self._special_id_set = frozenset(self.special_ids.values())
         self._control = ControlTokens(tokenizer, self.special_ids)
         self._reject = control_tokens == "reject"
-        self._template_arguments = {**tokenizer.special_tokens_map}
+        self._template_arguments: dict[str, Any] = {**tokenizer.special_tokens_map}
         self.end_token_ids = self._probe()
 
     def render(self, conversations: Sequence[Conversation]) -> list[TokenizedExample | BadRow]:
         """One result per conversation, in order; a BadRow where the conversation cannot be used."""
         results: list[TokenizedExample | BadRow | None] = [None] * len(conversations)
-        plain: list[tuple[int, str, list[Span]]] = []
+        plain: list[tuple[int, str, list[Span]]] = []  # (position, text, spans)
         for i, conversation in enumerate(conversations):
             try:
                 if self._control.spelled_in(conversation):
                     results[i] = self._render_escaped(conversation)
                 else:
-                    plain.append((i, *self._render_text(conversation.as_dicts())))
+                    text, spans = self._render_text(conversation.as_dicts())
+                    plain.append((i, text, spans))
             except BadRow as bad:
                 results[i] = bad
         encodings = self.tokenizer.backend_tokenizer.encode_batch(
@@ -148,17 +149,16 @@ class Renderer:
     def _token_range(encoding: Encoding, span: Span) -> Span:
         """First and last token of the characters [start, end)."""
         start, end = span
-        tokens = [encoding.char_to_token(c) for c in (start, end - 1)]
-        if start >= end or tokens[0] is None or tokens[1] is None:
+        first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
+        if start >= end or first is None or last is None:
             raise BadRow("no_trained_tokens", f"no token begins at character {start} or ends at {end}")
-        first, last = tokens
         offsets = encoding.offsets
         while last + 1 < len(offsets) and offsets[last + 1][0] < end:  # the bytes of one character share its offsets
             last += 1
         if offsets[first][0] != start or offsets[last][1] != end:
             raise BadRow(
                 "straddling_token",
-                f"a token covers characters {offsets[first]} or {offsets[last]}, but what is trained is {span}: the text "
+                f"a token covers characters {offsets[first]} or {offsets[last]}, but {span} is trained: the text "
                 "there merges with the template's (a leading line break, say)",
             )
         return first, last
@@ -168,7 +168,7 @@ class Renderer:
         end = last
         while end > first and ids[end] not in self._special_id_set:
             end -= 1
-        rest = self.tokenizer.decode(ids[end + 1 : last + 1])
+        rest = str(self.tokenizer.decode(ids[end + 1 : last + 1]))
         if ids[end] not in self._special_id_set or rest.strip():
             raise BadRow(
                 "untrained_end",
@@ -202,7 +202,7 @@ def coloured(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], label
     for i in range(1, len(input_ids) + 1):
         if i == len(input_ids) or (labels[i] == IGNORE_INDEX) != (labels[start] == IGNORE_INDEX):
             colour = dim if labels[start] == IGNORE_INDEX else green
-            parts.append(colour + tokenizer.decode(list(input_ids[start:i])) + reset)
+            parts.append(colour + str(tokenizer.decode(list(input_ids[start:i]))) + reset)
             start = i
     return "".join(parts)
 

@@ -5,7 +5,7 @@
     train/00000.arrow ...    Arrow IPC streams (memory-mapped by `datasets`), one packed row each:
                                input_ids    list<int32>   the row's documents, one after the other
                                labels       list<int32>   -100 where not trained, unshifted
-                               seq_lengths  list<int32>   tokens of each document; their sum is len(input_ids) <= seq_len
+                               seq_lengths  list<int32>   tokens per document; their sum is len(input_ids) <= seq_len
                                sources      list<int32>   each document's source: index into manifest["sources"]
     eval/00000.arrow ...     the same for the held-out documents
     dropped/SOURCE.jsonl     every row that was not used, with its reason
@@ -34,7 +34,7 @@ COLUMNS = ("input_ids", "labels", "seq_lengths", "sources")
 ROWS_PER_BATCH = 256  # rows of one Arrow record batch: what a reader maps at once
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write under a temporary name, flush to disk, rename: a reader finds the whole file or none."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
@@ -132,7 +132,7 @@ def shard_files(directory: str | Path, manifest: dict[str, Any], split: str) -> 
 
 
 def check_files(directory: str | Path, manifest: dict[str, Any], *, hashes: bool = False) -> list[str]:
-    """What is wrong with the shard files: missing, of another size, and with `hashes` of other bytes. Empty if sound."""
+    """Problems of the shard files: missing, of another size, and with `hashes` of other bytes. Empty if sound."""
     problems = []
     for split in SPLITS:
         for shard in manifest["splits"][split]["shards"]:

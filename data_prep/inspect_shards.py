@@ -1,0 +1,123 @@
+"""Entry: verify a shard directory and show what the model will really see.
+
+    python -m data_prep.inspect_shards DIR [--rows N] [--split train|eval]
+
+Checks every file's hash and every row's invariants, then prints packed rows document by document: trained tokens in
+green, the others dim. Exit code 0 if sound, 1 if not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.shards import MANIFEST, SPLITS, TOKENIZER_DIR, check_files, read_manifest, read_rows, shard_files
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Verify, then show."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.inspect_shards", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--rows", type=int, default=2, help="packed rows to show (2)")
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    arguments = parser.parse_args(argv)
+    try:
+        manifest = read_manifest(arguments.directory)
+        problems = list(verify(arguments.directory, manifest))
+    except ValueError as error:
+        problems = [str(error)]
+    for problem in problems[:20]:
+        print(f"inspect_shards: {problem}", file=sys.stderr)
+    if problems:
+        print(f"inspect_shards: {len(problems)} problem(s): prepare the data again", file=sys.stderr)
+        return 1
+    counts = ", ".join(
+        f"{s}: {c['documents']:,} documents in {c['rows']:,} rows" for s, c in manifest["splits"].items()
+    )
+    print(f"{arguments.directory} is sound ({counts})")
+    show(arguments.directory, manifest, arguments.split, arguments.rows)
+    return 0
+
+
+def verify(directory: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    """What is wrong: files by hash, rows by the contract, totals against the manifest."""
+    problems = check_files(directory, manifest, hashes=True)
+    yield from problems
+    if problems:
+        return  # rows of damaged files would only repeat it
+    for split in SPLITS:
+        totals = {"rows": 0, "documents": 0, "tokens": 0, "trained_tokens": 0}
+        for path in shard_files(directory, manifest, split):
+            for number, row in enumerate(read_rows(path)):
+                yield from (f"{path} row {number}: {problem}" for problem in row_problems(row, manifest))
+                totals["rows"] += 1
+                totals["documents"] += row["seq_lengths"].size
+                totals["tokens"] += row["input_ids"].size
+                totals["trained_tokens"] += int((row["labels"] != -100).sum())
+        for key, found in totals.items():
+            if found != manifest["splits"][split][key]:
+                yield f"{split}: {MANIFEST} says {manifest['splits'][split][key]} {key}, the shards hold {found}"
+
+
+def row_problems(row: dict[str, Any], manifest: dict[str, Any]) -> Iterator[str]:
+    """Breaches of the contract in one packed row: (n,) int32 arrays as in data_prep.shards."""
+    ids, labels, lengths, sources = (row[k] for k in ("input_ids", "labels", "seq_lengths", "sources"))
+    if ids.size > manifest["seq_len"] or ids.size == 0:
+        yield f"expected 1 to {manifest['seq_len']} tokens, found {ids.size}"
+    if labels.size != ids.size or int(lengths.sum()) != ids.size or lengths.min() < 1:
+        yield f"{ids.size} ids, {labels.size} labels, seq_lengths {lengths.tolist()} do not agree"
+        return
+    if sources.size != lengths.size or sources.max() >= len(manifest["sources"]) or sources.min() < 0:
+        yield f"sources {sources.tolist()} do not fit {lengths.size} documents of {len(manifest['sources'])} sources"
+    if ids.min() < 0 or ids.max() >= manifest["tokenizer"]["size"]:
+        yield f"token ids from {ids.min()} to {ids.max()}, but the tokenizer has {manifest['tokenizer']['size']}"
+    trained = labels != -100
+    if (labels[trained] != ids[trained]).any():
+        yield "a label differs from the token at its place"
+    ends, start = set(manifest["end_token_ids"]), 0
+    for number, length in enumerate(lengths):
+        mine = labels[start : start + length]
+        if not (mine != -100).any() or int(mine[mine != -100][-1]) not in ends:
+            yield f"document {number} trains no token, or does not train the end of its last turn"
+        start += length
+
+
+def show(directory: Path, manifest: dict[str, Any], split: str, num_rows: int) -> None:
+    """Print packed rows, document by document, coloured."""
+    from data_prep.rendering import coloured
+
+    tokenizer = _load_tokenizer(directory)
+    names = [source["name"] for source in manifest["sources"]]
+    for number, row in enumerate(_first_rows(directory, manifest, split, num_rows)):
+        print(f"\n=== {split} row {number}: {row['input_ids'].size} tokens, {row['seq_lengths'].size} documents")
+        start = 0
+        for length, source in zip(row["seq_lengths"], row["sources"], strict=True):
+            ids, labels = (row[k][start : start + length].tolist() for k in ("input_ids", "labels"))
+            trained = sum(label != -100 for label in labels)
+            print(f"--- {names[source]}, {length} tokens, {trained} trained\n{coloured(tokenizer, ids, labels)}")
+            start += length
+
+
+def _first_rows(directory: Path, manifest: dict[str, Any], split: str, num_rows: int) -> Iterator[dict[str, Any]]:
+    left = num_rows
+    for path in shard_files(directory, manifest, split):
+        for row in read_rows(path):
+            if left <= 0:
+                return
+            yield row
+            left -= 1
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory / TOKENIZER_DIR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

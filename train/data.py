@@ -1,0 +1,75 @@
+"""Shards -> a memory-mapped `datasets.Dataset` of packed rows, and the batches the trainer sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.shards import check_files, read_manifest, shard_files
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+
+
+def load_split(directory: str | Path, manifest: dict[str, Any], split: str) -> Dataset | None:
+    """All rows of a split, memory-mapped: nothing is copied, and processes of one node share the pages.
+
+    Returns:
+        Columns input_ids, labels, seq_lengths, sources (lists of int32), or None if the split has no rows.
+
+    Raises:
+        ValueError: a shard file is missing or has another size than the manifest says.
+    """
+    from datasets import Dataset, concatenate_datasets
+
+    problems = check_files(directory, manifest)
+    if problems:
+        raise ValueError(f"shard directory {directory} is damaged: {'; '.join(problems)}. Prepare it again")
+    files = shard_files(directory, manifest, split)
+    if not files:
+        return None
+    return concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+
+
+def pad_to_multiple(dataset: Dataset, multiple: int, token_id: int) -> Dataset:
+    """Append filler rows, of one untrained token each, until the number of rows is a multiple of `multiple`.
+
+    Without them, accelerate fills the last batches with repeated rows, whose documents would count twice. A filler row
+    has no trained token, so it adds nothing to a token-weighted mean.
+    """
+    from datasets import Dataset, concatenate_datasets
+
+    missing = -len(dataset) % multiple
+    if not missing:
+        return dataset
+    filler = {"input_ids": [[token_id]], "labels": [[-100]], "seq_lengths": [[1]], "sources": [[0]]}
+    rows = Dataset.from_dict({name: value * missing for name, value in filler.items()}, features=dataset.features)
+    return concatenate_datasets([dataset, rows])
+
+
+class SourceCollator:
+    """TRL's padding-free collator plus `source_ids`, which TRL's drops.
+
+    The batch is TRL's: input_ids, labels, position_ids (1, tokens) int64, cu_seq_lens_q/k int32, ...; `source_ids` is
+    (1, tokens) int64: for each token the index of its document's source in the manifest.
+    """
+
+    def __init__(self, collator: Any):
+        self.collator = collator
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        import torch
+
+        batch = self.collator(rows)
+        lengths = torch.tensor([n for row in rows for n in row["seq_lengths"]])
+        sources = torch.tensor([s for row in rows for s in row["sources"]])
+        ids = torch.repeat_interleave(sources, lengths)
+        padding = batch["input_ids"].shape[1] - ids.shape[0]  # pad_to_multiple_of adds tokens at the end
+        batch["source_ids"] = torch.nn.functional.pad(ids, (0, padding))[None]
+        return batch
+
+
+def load_manifest(directory: str | Path) -> dict[str, Any]:
+    """The manifest of a complete shard directory; see data_prep.shards."""
+    return read_manifest(directory)

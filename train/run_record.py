@@ -1,0 +1,106 @@
+"""run.json: what a run was made from, and the W&B id that every resume uses again. No secrets, no environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from data_prep.shards import manifest_sha256
+from train.checkpoint import write_json_atomically
+
+FILE = "run.json"
+
+
+def read_record(run_dir: Path) -> dict[str, Any] | None:
+    """The record of an earlier start, or None.
+
+    Raises:
+        ValueError: it is there but cannot be read.
+    """
+    path = run_dir / FILE
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}): delete it to start the record anew") from None
+
+
+def make_record(run_dir: Path, config: Any, world_size: int) -> dict[str, Any]:
+    """The record of this start; an earlier start's W&B id is kept.
+
+    Raises:
+        ValueError: the run directory belongs to a run on other data.
+    """
+    earlier = read_record(run_dir) or {}
+    record = {
+        "data": str(config.own.data),
+        "manifest_sha256": manifest_sha256(config.own.data),
+        "model_name_or_path": config.model.get("model_name_or_path"),
+        "options": {**config.sft, **config.model},
+        "world_size": world_size,
+        "git_commit": git_commit(),
+        "wandb_run_id": os.environ.get("WANDB_RUN_ID") or earlier.get("wandb_run_id") or secrets.token_hex(4),
+    }
+    if earlier and earlier.get("manifest_sha256") != record["manifest_sha256"]:
+        raise ValueError(
+            f"{run_dir} holds a run on other shards (manifest {earlier.get('manifest_sha256', '')[:12]}, now "
+            f"{record['manifest_sha256'][:12]}): a resume would train some documents twice and others never. Choose "
+            "another output_dir, or give the shards that the run began with"
+        )
+    return record
+
+
+def write_record(run_dir: Path, record: dict[str, Any]) -> None:
+    """Write run.json atomically; the values of options whose name speaks of a token are left out."""
+    options = {k: v for k, v in record["options"].items() if not k.endswith("token")}
+    write_json_atomically(run_dir / FILE, {**record, "options": options})
+
+
+def use_wandb_id(record: dict[str, Any], run_dir: Path) -> None:
+    """Make W&B continue the same run after each resume, and keep its files with the run."""
+    os.environ.setdefault("WANDB_RUN_ID", record["wandb_run_id"])
+    os.environ.setdefault("WANDB_RESUME", "allow")
+    os.environ.setdefault("WANDB_PROJECT", "packhaul")
+    os.environ.setdefault("WANDB_DIR", str(run_dir))
+
+
+def git_commit() -> str | None:
+    """The code's commit, "-dirty" behind it when files differ; None outside a repository."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
+
+
+def make_wandb_callback(record: dict[str, Any]) -> Any:
+    """Puts the record into the W&B run's config. Other trackers get the options by transformers' own callbacks."""
+    from transformers import TrainerCallback
+
+    class RecordCallback(TrainerCallback):
+        """Runs after transformers' own W&B callback, which has begun the run by then."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not state.is_world_process_zero or "wandb" not in args.report_to:
+                return
+            import wandb
+
+            if wandb.run is not None:
+                wandb.config.update({"packhaul": record}, allow_val_change=True)
+
+    return RecordCallback()

@@ -1,0 +1,195 @@
+"""Entry: completion-only supervised fine-tuning on packed shards.
+
+    accelerate launch --config_file configs/accelerate/NAME.yaml \\
+        -m train.sft --config configs/train/X.yaml [--option value]
+
+Run the same command again after a crash or a preemption: it goes on from the newest complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from train import preemption
+from train.config import load_run_config
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train to the end, or to a preemption (both 0); 2 when something has to be changed first."""
+    preemption.install_handlers()
+    try:
+        config = load_run_config(sys.argv[1:] if argv is None else argv)
+        # _preflight(config)
+        _train(config)
+    except ValueError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"sft: error: {error}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+def _preflight(config: Any) -> None:
+    from train.preflight import check
+
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    problems = check(config, accelerate_config=None, world_size=world_size)
+    if problems:
+        raise ValueError(f"{len(problems)} problem(s) found before the start:\n- " + "\n- ".join(problems))
+
+
+def _train(config: Any) -> None:
+    from train import checkpoint, run_record
+    from train.config import build_sft_config
+    from train.data import load_manifest
+    from train.trainer import is_main
+
+    args = build_sft_config(config)  # starts the process group
+    _check_world_size(args.world_size, config)
+    run_dir = Path(config.sft["output_dir"])
+    manifest = load_manifest(config.own.data)
+    record = _start_record(run_dir, config, args)
+    run_record.use_wandb_id(record, run_dir)
+    log = _say if is_main(args) else _silent
+
+    trainer, stop = _make_trainer(config, args, manifest, record, log)
+    resumed = _find_resume(config, run_dir, args, log)
+    if resumed:
+        trainer.restore_counters(resumed)
+    trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+    if stop.agreed and trainer.state.global_step < trainer.state.max_steps:
+        if is_main(args):
+            preemption.mark(run_dir, trainer.state.global_step)
+        log(f"preempted after step {trainer.state.global_step}: the checkpoint is complete, run the same command again")
+        return
+    trainer.save_model()
+    trainer.accelerator.wait_for_everyone()
+    if is_main(args):
+        trainer.state.save_to_json(str(run_dir / "trainer_state.json"))
+        step, extra = trainer.state.global_step, trainer.checkpoint_extra
+        checkpoint.publish(run_dir, step=step, world_size=args.world_size, extra=extra)
+    trainer.accelerator.wait_for_everyone()
+    log(f"done after {trainer.state.global_step} steps: {run_dir}. Next: python -m train.export --checkpoint {run_dir}")
+
+
+def _check_world_size(world_size: int, config: Any) -> None:
+    """Refuse a world that is not what was asked for: a launcher may start several worlds of one, and exit with 0."""
+    wanted = config.own.expected_world_size
+    if wanted is not None and world_size != wanted:
+        raise ValueError(
+            f"expected_world_size is {wanted}, but this world has {world_size} process(es): the launch "
+            "configuration does not start what you asked for (see configs/accelerate and the num_processes it gives)"
+        )
+
+
+def _check_distributed_type(found: str, config: Any) -> None:
+    """Refuse plain data parallelism where DeepSpeed was asked for: accelerate falls back to it without a word."""
+    asked_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    asked = config.own.expected_distributed_type or ("DEEPSPEED" if asked_deepspeed else found)
+    if found != asked:
+        raise ValueError(
+            f"expected the distributed type {asked}, found {found}: do not set ACCELERATE_USE_CPU (it turns DeepSpeed "
+            "into plain data parallelism); use `use_cpu: true` in both the accelerate YAML and the run config"
+        )
+
+
+def _start_record(run_dir: Path, config: Any, args: Any) -> dict[str, Any]:
+    """run.json, written by the first process and read by the others, so that all agree on the W&B id."""
+    from train import run_record
+    from train.trainer import is_main
+
+    if is_main(args):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        preemption.unmark(run_dir)
+        run_record.write_record(run_dir, run_record.make_record(run_dir, config, args.world_size))
+    args.distributed_state.wait_for_everyone()
+    record = run_record.read_record(run_dir)
+    if record is None:
+        raise ValueError(
+            f"{run_dir} is not shared by all nodes: the first process wrote run.json, this one cannot see it"
+        )
+    return record
+
+
+def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict[str, Any], log: Any) -> Any:
+    from transformers import AutoTokenizer
+    from trl import get_peft_config, get_quantization_config
+
+    from data_prep.shards import TOKENIZER_DIR
+    from train.config import build_model_config
+    from train.data import load_split, pad_to_multiple
+    from train.model import check_vocabulary, prepare_model_arguments
+    from train.run_record import make_wandb_callback
+    from train.trainer import PackedSFTTrainer, rows_per_step, steps_per_epoch
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(config.own.data) / TOKENIZER_DIR)
+    filler = manifest["end_token_ids"][0]
+    train_rows = load_split(config.own.data, manifest, "train")
+    eval_rows = load_split(config.own.data, manifest, "eval") if args.eval_strategy != "no" else None
+    model_config = build_model_config(config)
+    log(f"attention: {prepare_model_arguments(model_config, args, config.model.get('dtype'))}")
+    stop = preemption.make_callback()
+    trainer = PackedSFTTrainer(
+        model=model_config.model_name_or_path,
+        args=args,
+        train_dataset=pad_to_multiple(train_rows, rows_per_step(args), filler),
+        eval_dataset=eval_rows
+        and pad_to_multiple(eval_rows, args.world_size * args.per_device_eval_batch_size, filler),
+        processing_class=tokenizer,
+        quantization_config=get_quantization_config(model_config),
+        peft_config=get_peft_config(model_config),
+        callbacks=[make_wandb_callback(record), stop],
+        source_names=[source["name"] for source in manifest["sources"]],
+        checkpoint_extra={k: record[k] for k in ("manifest_sha256", "wandb_run_id", "git_commit")},
+    )
+    distributed_type = trainer.accelerator.distributed_type.value
+    _check_distributed_type(distributed_type, config)
+    check_vocabulary(trainer.model, manifest)
+    rows = manifest["splits"]["train"]["rows"]
+    log(
+        f"{args.world_size} process(es), {distributed_type}: {rows_per_step(args)} packed rows a "
+        f"step (up to {rows_per_step(args) * manifest['seq_len']:,} tokens), {rows:,} rows, "
+        f"{steps_per_epoch(rows, args):,} steps an epoch"
+    )
+    return trainer, stop
+
+
+def _find_resume(config: Any, run_dir: Path, args: Any, log: Any) -> Any:
+    """The checkpoint to go on from.
+
+    Raises:
+        ValueError: it was written by another number of processes.
+    """
+    from train import checkpoint
+
+    if config.own.resume == "never":
+        if checkpoint.newest_complete(run_dir, _silent):
+            raise ValueError(f"resume is 'never', but {run_dir} holds checkpoints: choose another output_dir")
+        return None
+    if config.own.resume != "auto":
+        found: checkpoint.Checkpoint | None = checkpoint.read(Path(config.own.resume))
+    else:
+        found = checkpoint.newest_complete(run_dir, log)
+    if found is None:
+        return None
+    if found.world_size != args.world_size:
+        raise ValueError(
+            f"{found.path} was written by {found.world_size} process(es), this world has {args.world_size}: a sharded "
+            "optimizer state only loads into as many processes as wrote it"
+        )
+    log(f"resuming from {found.path} (step {found.step})")
+    return found
+
+
+def _say(message: str) -> None:
+    print(f"sft: {message}", flush=True)
+
+
+def _silent(message: str) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())
