@@ -5,7 +5,10 @@ Everything is made in seconds from nothing but this file: no network, no GPU.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,4 +135,29 @@ def shared_data() -> Path:
     folder = Path(os.environ.get("PACKHAUL_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"real data not found at {folder}: set PACKHAUL_TEST_DATA to the folder that holds it")
+    return folder
+
+
+@pytest.fixture
+def tiny_shards(tmp_path, tiny_tokenizer) -> Path:
+    """As much of a shard directory as export reads."""
+    folder = tmp_path / "shards"
+    shutil.copytree(tiny_tokenizer.name_or_path, folder / "tokenizer")
+    manifest = {"format_version": 1, "end_token_ids": [3], "bos_token_id": None}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def tiny_run(tmp_path, tiny_shards) -> Path:
+    """A run directory that names its shards and has no checkpoint yet."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    record = {
+        "data": str(tiny_shards),
+        "manifest_sha256": hashlib.sha256((tiny_shards / "manifest.json").read_bytes()).hexdigest(),
+        "model_name_or_path": str(tmp_path / "base"),
+        "git_commit": "0123abc",
+    }
+    (folder / "run.json").write_text(json.dumps(record))
     return folder

@@ -76,6 +76,11 @@ def read(directory: Path) -> Checkpoint:
     return checkpoint
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder of this name is a checkpoint, not a run directory."""
+    return _NAME.fullmatch(name) is not None
+
+
 def find_checkpoints(run_dir: Path) -> list[Checkpoint]:
     """The complete checkpoints of a run, oldest first."""
     return [c for _, folder in _folders(run_dir) if (c := _read_or_none(folder))]
