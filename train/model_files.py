@@ -1,0 +1,227 @@
+"""The model's files against the shards: positions, embeddings, tokenizer. Reads JSON and Arrow, never the weights."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.shards import SPLITS, TOKENIZER_DIR, shard_files
+from train.config import RunConfig
+from train.model import choose_attention
+
+_FLASH_PACKAGES = {
+    "flash_attention_2": "flash-attn",
+    "flash_attention_3": "flash-attn-3",
+    "flash_attention_4": "flash-attn-4",
+}
+_BITSANDBYTES = ("8bit", "paged_", "bnb", "lion", "ademamix")  # in the names of its optimizers
+# Of the shards' tokens, the share that the model's tokenizer must have at the same ids. A tokenizer that only adds
+# tokens stays above it; one of another family falls far below.
+_LEAST_SHARED = 0.5
+
+
+def model_file(config: RunConfig, name: str) -> Path | None:
+    """A file of the model, from its local folder or from the hub cache; None if neither has it. Never downloads."""
+    model = str(config.value("model_name_or_path"))
+    if Path(model).is_dir():
+        path = Path(model) / name
+        return path if path.is_file() else None
+    if not _may_be_hub_id(model):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, name, revision=config.value("model_revision"))
+    return Path(found) if isinstance(found, str) else None
+
+
+def _may_be_hub_id(model: str) -> bool:
+    return model.count("/") <= 1 and not model.startswith((".", "/", "~", "$"))
+
+
+def check_model(config: RunConfig, manifest: dict[str, Any] | None) -> Iterator[str]:
+    """What is wrong with the model, by itself and (given a manifest) for these shards."""
+    yield from _check_attention(config)
+    yield from _check_packages(config)
+    yield from _check_folder(config)
+    path = model_file(config, "config.json")
+    if path is None or manifest is None:
+        return
+    try:
+        settings = _read_object(path)
+    except ValueError as error:
+        yield str(error)
+        return
+    yield from _check_positions(path, settings, config, manifest)
+    yield from _check_vocabulary(path, settings, config, manifest)
+
+
+def _check_attention(config: RunConfig) -> Iterator[str]:
+    asked, use_cpu = config.value("attn_implementation"), bool(config.value("use_cpu"))
+    if asked is None:
+        return
+    try:
+        choose_attention(asked, use_cpu)
+    except ValueError as error:
+        yield f"attn_implementation: {error}"
+    package = _FLASH_PACKAGES.get(asked.split("|")[-1])
+    if package and use_cpu:
+        yield f"attn_implementation: {asked} needs a GPU, but use_cpu is true: write sdpa, or leave it out"
+    elif package and not _has_distribution(package):
+        yield f"attn_implementation: {asked} needs {package}, which is not installed: install it, or leave this out"
+
+
+def _has_distribution(name: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def _check_packages(config: RunConfig) -> Iterator[str]:
+    optim = config.optim
+    needed = {
+        "peft": config.value("use_peft") and "use_peft",
+        "bitsandbytes": (config.value("load_in_4bit") and "load_in_4bit")
+        or (config.value("load_in_8bit") and "load_in_8bit")
+        or (any(mark in optim for mark in _BITSANDBYTES) and "torch" not in optim and f"optim {optim}"),
+        "liger_kernel": config.value("use_liger_kernel") and "use_liger_kernel",
+    }
+    tracked = config.value("report_to")
+    needed |= {name: f"report_to {name}" for name in ("wandb", "tensorboard", "mlflow") if name in (tracked or [])}
+    for package, option in needed.items():
+        if option and importlib.util.find_spec(package) is None:
+            yield f"{option}: needs the package {package}, which is not installed: install it, or leave the option out"
+
+
+def _check_folder(config: RunConfig) -> Iterator[str]:
+    model = str(config.value("model_name_or_path"))
+    folder = Path(model)
+    if not folder.is_dir():
+        offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
+        if not _may_be_hub_id(model):
+            yield f"model_name_or_path: expected a model folder, found none at {model}"
+        elif offline and model_file(config, "config.json") is None:
+            reason = "is no folder here, and not in the hub cache while HF_HUB_OFFLINE is set: download it first"
+            yield f"model_name_or_path: {model} {reason} (`hf download {model}`)"
+        return
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        yield f"model_name_or_path: {model} holds an adapter, not a model: merge it first with python -m train.export"
+    elif not (folder / "config.json").exists():
+        yield f"model_name_or_path: expected config.json in {model}, found none: give the folder of a saved model"
+    elif not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
+        yield f"model_name_or_path: expected weights (*.safetensors) in {model}, found none: save the model there"
+
+
+def _check_positions(
+    path: Path, settings: dict[str, Any], config: RunConfig, manifest: dict[str, Any]
+) -> Iterator[str]:
+    limit = _text_setting(settings, "max_position_embeddings")
+    if not isinstance(limit, int) or manifest["seq_len"] <= limit:
+        return
+    longest = _largest(config.own.data, "seq_lengths")  # positions begin anew with each document of a row
+    if longest > limit:
+        yield (
+            f"{path}: max_position_embeddings is {limit:,}, the longest document of {config.own.data} has {longest:,} "
+            f"tokens: prepare the data with seq_len {limit}, or use a model with a longer context"
+        )
+
+
+def _check_vocabulary(
+    path: Path, settings: dict[str, Any], config: RunConfig, manifest: dict[str, Any]
+) -> Iterator[str]:
+    size = _text_setting(settings, "vocab_size")
+    # A tokenizer may name ids without an embedding (Gemma 3's image token beside a text-only model): count those used.
+    if isinstance(size, int) and manifest["tokenizer"]["size"] > size:
+        largest = _largest(config.own.data, "input_ids")
+        if largest >= size:
+            yield (
+                f"{path}: vocab_size is {size:,}, the shards hold token id {largest:,}: a manifest from another "
+                "tokenizer than the model's; prepare the data with the model's tokenizer"
+            )
+    own, theirs = Path(config.own.data) / TOKENIZER_DIR / "tokenizer.json", model_file(config, "tokenizer.json")
+    if theirs is None or not own.exists() or own.read_bytes() == theirs.read_bytes():
+        return
+    try:
+        difference = _tokenizer_difference(_vocabulary(own), _vocabulary(theirs))
+    except ValueError as error:
+        yield str(error)
+        return
+    if difference:
+        yield (
+            f"{own}: a manifest from another tokenizer than the model's ({theirs}): {difference}; prepare the data "
+            "with the model's tokenizer, or one of the same vocabulary"
+        )
+
+
+def model_notes(config: RunConfig, *, sharded: bool) -> Iterator[str]:
+    """What is allowed but should be known.
+
+    Args:
+        sharded: whether DeepSpeed keeps the weights that are updated, always in fp32.
+    """
+    model, dtype = str(config.value("model_name_or_path")), config.value("dtype")
+    if not Path(model).is_dir() and _may_be_hub_id(model) and model_file(config, "config.json") is None:
+        yield f"{model} is not on this machine: it is not checked against the shards"
+    if config.value("trust_remote_code"):
+        yield "trust_remote_code is on: code from the model's repository runs with your rights"
+    if not sharded and not config.value("use_peft") and dtype in ("bfloat16", "float16"):
+        yield f"dtype {dtype} without DeepSpeed: small updates to {dtype} weights are rounded away; use dtype: float32"
+
+
+def _tokenizer_difference(shards: dict[str, int], model: dict[str, int]) -> str | None:
+    """Why token ids of the shards mean something else to the model; None if the model's tokenizer gives them too."""
+    common = [token for token in shards if token in model]
+    moved = [token for token in common if shards[token] != model[token]]
+    if moved:
+        token = moved[0]
+        example = f"{token!r} is id {shards[token]} in the shards and {model[token]} in the model"
+        return f"{len(moved):,} of {len(common):,} tokens in common have other ids; {example}"
+    if len(common) < _LEAST_SHARED * len(shards):
+        return f"only {len(common):,} of the shards' {len(shards):,} tokens are tokens of the model"
+    return None
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    """Token -> id of a tokenizer.json, added tokens included."""
+    content = _read_object(path)
+    listed = (content.get("model") or {}).get("vocab") or {}
+    tokens = dict(listed) if isinstance(listed, dict) else {entry[0]: i for i, entry in enumerate(listed)}
+    return tokens | {added["content"]: added["id"] for added in content.get("added_tokens") or []}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _text_setting(settings: dict[str, Any], key: str) -> Any:
+    """A setting of the language model, which a multimodal model's config.json holds one level down."""
+    return settings.get(key, (settings.get("text_config") or {}).get(key))
+
+
+@functools.cache
+def _largest(directory: str, column: str) -> int:
+    """The largest number in a column over all shards; reads the column once through a memory map."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from data_prep.shards import read_manifest
+
+    largest = 0
+    manifest = read_manifest(directory)
+    for file in [f for split in SPLITS for f in shard_files(directory, manifest, split)]:
+        with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
+            for batch in stream:
+                largest = max(largest, pc.max(batch.column(column).flatten()).as_py() or 0)
+    return largest
