@@ -9,6 +9,7 @@ the few of `OwnOptions`. A flag wins over the file.
 from __future__ import annotations
 
 import difflib
+import os
 import shutil
 import sys
 import textwrap
@@ -111,8 +112,8 @@ def load_run_config(argv: list[str]) -> RunConfig:
     """Read `--config FILE` and the other flags.
 
     Raises:
-        ValueError: the file cannot be read; or, with every problem found, one a line: unknown or repeated options, wrong types, refused options,
-            required options that are missing.
+        ValueError: the file cannot be read; or, with every problem found, one a line: unknown or repeated options,
+            wrong types, refused options, required options that are missing.
         SystemExit: 0, after printing all options, if `--help` is among the flags.
     """
     if "--help" in argv or "-h" in argv:
@@ -212,11 +213,22 @@ def _assemble(values: dict[str, Any]) -> RunConfig:
 
 
 def build_sft_config(config: RunConfig) -> SFTConfig:
-    """trl's SFTConfig with what packed rows need. Imports torch; under `accelerate launch` it also joins the world."""
+    """trl's SFTConfig with what packed rows need. Imports torch; under `accelerate launch` it also joins the world.
+
+    Raises:
+        ValueError: the world joined is not the launcher's, or the libraries refuse the options.
+    """
     from trl import SFTConfig
 
     defaults = {**OWN_DEFAULTS, "data_seed": config.value("seed")}
-    return SFTConfig(**{**defaults, **config.sft, **PACKED_ROWS})
+    args = SFTConfig(**{**defaults, **config.sft, **PACKED_ROWS})
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if args.world_size != launched:  # DeepSpeed without a GPU: every process would train alone, and end with 0
+        raise ValueError(
+            f"the launcher started a world of {launched} process(es), this process joined one of {args.world_size}: no "
+            "GPU was found; to train on the CPU write use_cpu: true in the run config"
+        )
+    return args
 
 
 def build_model_config(config: RunConfig) -> ModelConfig:

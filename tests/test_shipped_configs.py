@@ -1,0 +1,164 @@
+"""Every file under configs/ that starts training parses, is what its name says, and passes the preflight check."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.preflight_files import write_model, write_shards
+from train.config import load_run_config
+from train.launch import launch_from_file
+from train.preflight import check
+from train.strict_files import read_json, read_yaml
+
+ACCELERATE = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+DEEPSPEED = sorted((ROOT / "configs" / "deepspeed").glob("*.json"))
+TRAIN = sorted((ROOT / "configs" / "train").glob("*.yaml"))
+
+
+def name_of(path: Path) -> str:
+    return path.stem
+
+
+def flags_for(train: Path, launch: Path, folder: Path) -> list[str]:
+    """The run config as shipped, on shards and a model that exist, on the hardware of the launch file."""
+    shards = write_shards(folder / "shards", rows=400)
+    flags = ["--config", str(train), "--data", str(shards), "--model_name_or_path", str(write_model(folder / "model"))]
+    settings, _ = read_yaml(launch)
+    if settings["use_cpu"]:
+        return [*flags, "--use_cpu", "--bf16", "false"]
+    return [*flags, "--use_cpu", "false"]
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)  # the paths in configs are relative to it
+
+
+def test_all_kinds_are_shipped():
+    gpu = {"single_gpu", "zero1", "zero2", "zero3", "zero3_multinode"}
+    cpu = {"cpu_single", "cpu_zero1", "cpu_zero2", "cpu_zero3", "cpu_zero3_multinode"}
+    assert {path.stem for path in ACCELERATE} == gpu | cpu
+    assert {path.stem for path in DEEPSPEED} == {"zero1", "zero2", "zero3"}
+
+
+@pytest.mark.parametrize("train", TRAIN, ids=name_of)
+@pytest.mark.parametrize("launch", ACCELERATE, ids=name_of)
+def test_every_run_config_passes_with_every_launch_file(train, launch, tmp_path):
+    processes = launch_from_file(launch).num_processes or 16
+    flags = [*flags_for(train, launch, tmp_path), f"--expected_world_size={processes}"]
+    flags += ["--expected_distributed_type", launch_from_file(launch).distributed_type]
+    assert check(load_run_config(flags), accelerate_config=launch, world_size=processes) == []
+
+
+@pytest.mark.parametrize("path", [p for p in TRAIN if p.stem.startswith("example")], ids=name_of)
+def test_an_example_agrees_with_its_own_numbers(path, tmp_path):
+    """The launch file that its first lines name, with no flag but for the data and the model."""
+    launch = ROOT / next(word for word in path.read_text().replace("=", " ").split() if "configs/accelerate/" in word)
+    flags = flags_for(path, launch, tmp_path)[:-2]
+    assert check(load_run_config(flags), accelerate_config=launch) == []
+
+
+@pytest.mark.parametrize("path", DEEPSPEED, ids=name_of)
+def test_deepspeed_files_hold_stage_and_communication_only(path):
+    settings = read_json(path)
+    assert settings.pop("zero_optimization")["stage"] == int(path.stem[-1])
+    assert settings.pop("bf16") == settings.pop("fp16") == {"enabled": "auto"}
+    assert set(settings.values()) == {"auto"}
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=name_of)
+def test_accelerate_reads_them_as_meant(path):
+    """Through accelerate's own launcher, up to the environment it would give to each process."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env
+
+    multinode = ["--num_machines", "2", "--num_processes", "16", "--machine_rank", "1", "--main_process_ip", "node1"]
+    flags = [*multinode, "--main_process_port", "29500"] if "multinode" in path.stem else []
+    args = launch_command_parser().parse_args(["--config_file", str(path), *flags, "-m", "train.sft"])
+    args, defaults, _ = _validate_launch_command(args)
+    one_machine = 1 if "single" in path.stem else 2 if "cpu" in path.stem else 8
+    assert args.num_processes == (16 if flags else one_machine)
+    assert args.use_cpu is path.stem.startswith("cpu")
+    assert args.use_deepspeed is ("zero" in path.stem)
+    if not args.use_deepspeed:
+        return
+    args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+    command, environment = prepare_deepspeed_cmd_env(args)
+    assert command is None  # its own launcher, torchrun: not DeepSpeed's, which needs ssh
+    stage = int(path.stem.removeprefix("cpu_")[4])
+    assert environment["ACCELERATE_DEEPSPEED_CONFIG_FILE"] == f"configs/deepspeed/zero{stage}.json"
+    assert environment["ACCELERATE_DEEPSPEED_ZERO3_INIT"] == str(stage == 3).lower()
+    assert args.nproc_per_node == str(args.num_processes // (2 if flags else 1))
+
+
+PROBE = """
+import json, sys
+from pathlib import Path
+from accelerate import Accelerator
+from train.config import build_sft_config, load_run_config
+
+args = build_sft_config(load_run_config(sys.argv[2:]))
+a = Accelerator()
+found = [args.world_size, a.num_processes, a.distributed_type.value, a.state.deepspeed_plugin.zero_stage]
+Path(sys.argv[1], str(a.process_index)).write_text(json.dumps(found))
+"""
+
+
+def start_probe(folder: Path, launch: str, *flags: str, use_cpu: bool) -> subprocess.Popen:
+    """Start processes that write the world they are in, from a shipped launch file."""
+    script = folder / "probe.py"
+    script.write_text(PROBE)
+    command = [Path(sys.executable).with_name("accelerate"), "launch"]
+    command += ["--config_file", f"configs/accelerate/{launch}.yaml", *flags, script, folder]
+    command += ["--data", "x", "--model_name_or_path", "x", "--output_dir", folder / "run", "--bf16", "false"]
+    command += ["--use_cpu"] if use_cpu else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with (folder / "log").open("a") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def exit_codes(processes: list[subprocess.Popen]) -> list[int]:
+    try:
+        return [process.wait(timeout=150) for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_machines_join_one_world(tmp_path):
+    """Two launchers, as on two machines, started from the multi-node twin: one world of two, not two of one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    flags = [
+        "--num_machines",
+        "2",
+        "--num_processes",
+        "2",
+        "--main_process_ip",
+        "127.0.0.1",
+        "--main_process_port",
+        port,
+    ]
+    launch = "cpu_zero3_multinode"
+    machines = [start_probe(tmp_path, launch, *flags, "--machine_rank", str(i), use_cpu=True) for i in (0, 1)]
+    assert exit_codes(machines) == [0, 0], (tmp_path / "log").read_text()
+    found = [json.loads((tmp_path / str(rank)).read_text()) for rank in (0, 1)]
+    assert found == [[2, 2, "DEEPSPEED", 3]] * 2
+
+
+def test_processes_that_would_train_alone_are_stopped(tmp_path):
+    """Without use_cpu in the run config, DeepSpeed on a machine without a GPU makes worlds of one process."""
+    codes = exit_codes([start_probe(tmp_path, "cpu_zero2", "--main_process_port", "0", use_cpu=False)])
+    assert codes != [0]
+    assert "started a world of 2 process(es), this process joined one of 1" in (tmp_path / "log").read_text()
