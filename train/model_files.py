@@ -69,10 +69,10 @@ def _check_attention(config: RunConfig) -> Iterator[str]:
         choose_attention(asked, use_cpu)
     except ValueError as error:
         yield f"attn_implementation: {error}"
-    package = _FLASH_PACKAGES.get(asked.split("|")[-1])
+    package = "kernels" if "/" in asked else _FLASH_PACKAGES.get(asked.split("|")[-1])
     if package and use_cpu:
         yield f"attn_implementation: {asked} needs a GPU, but use_cpu is true: write sdpa, or leave it out"
-    elif package and not _has_distribution(package):
+    elif package and not _has_distribution(package) and not _has_distribution("kernels"):
         yield f"attn_implementation: {asked} needs {package}, which is not installed: install it, or leave this out"
 
 
