@@ -1,6 +1,7 @@
 """Which chat template renders the data: built in, the tokenizer's own, another tokenizer's, or a Jinja file.
 
-The template decides what the model says by `{% generation %}` marks (the convention of transformers). One without marks is replaced by TRL's training variant of the same template when TRL knows it; otherwise the marks are derived from
+The template decides what the model says by `{% generation %}` marks (the convention of transformers). One without
+marks is replaced by TRL's training variant of the same template when TRL knows it; otherwise they are derived from
 its prefixes (see rendering.py), and a template that does not allow that is refused.
 """
 

@@ -17,6 +17,9 @@ class BadRow(ValueError):
         self.reason = reason
         self.detail = detail
 
+    def __reduce__(self) -> tuple[type[BadRow], tuple[str, str]]:
+        return type(self), (self.reason, self.detail)  # the default would call BadRow(message) in the other process
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

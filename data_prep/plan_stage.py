@@ -50,6 +50,7 @@ def plan(parts: list[Part], recipe: Recipe, folder: Path) -> dict[str, Any]:
         ValueError: no document is left to train on.
     """
     documents, part_of, row_of = load_documents(parts, recipe)
+    _refuse_empty_sources(documents, parts, recipe)
     mixture = mix(documents, recipe)
     if not (mixture.split == TRAIN).any():
         raise ValueError(
@@ -146,6 +147,18 @@ def _duplicate_lines(documents: Documents, mixture: Mixture, row_of: np.ndarray,
         }
         lines.append(json.dumps(line) + "\n")
     return "".join(lines).encode()
+
+
+def _refuse_empty_sources(documents: Documents, parts: list[Part], recipe: Recipe) -> None:
+    present = set(np.unique(documents.source).tolist())
+    for index, source in enumerate(recipe.sources):
+        if index not in present:
+            mine = [p for p in parts if p.slice.source == source.name]
+            raise ValueError(
+                f"not one row of source {source.name!r} can be used: {_losses(mine)}. See "
+                f"{parts[0].folder.parent}/tokenize-*/{source.name}-*.dropped for each row's reason; check `form` and "
+                "`columns`, or take the source out of the recipe"
+            )
 
 
 def _losses(parts: list[Part]) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +144,8 @@ def _find_parts(recipe: Recipe, work: Path, identity: dict[str, Any]) -> list[An
             "input": identity["inputs"][source.name],
         }
         slices = slice_source(source, recipe.rows_per_slice)
-        if slices:
-            first_rows = [row for row, _ in zip(read_slice(source, slices[0]), range(100), strict=False)]
-            check_columns(source, first_rows)
+        rows = chain.from_iterable(read_slice(source, piece) for piece in slices)
+        check_columns(source, list(islice(rows, 100)))
         parts += [Part(work / f"tokenize-{_digest(key)}", piece) for piece in slices]
     if not parts:
         raise ValueError("the sources hold no rows")

@@ -70,7 +70,7 @@ class Renderer:
             except BadRow as bad:
                 results[i] = bad
         encodings = self.tokenizer.backend_tokenizer.encode_batch(
-            [text for _, text, _ in plain], add_special_tokens=False
+            [entry[1] for entry in plain], add_special_tokens=False
         )
         for (i, _, spans), encoding in zip(plain, encodings, strict=True):
             results[i] = self._labelled(encoding, spans, encoding.ids)

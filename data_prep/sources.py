@@ -92,6 +92,8 @@ def _question_answer(source: Source, row: Row) -> list[Message]:
 def _prompt_completion(source: Source, row: Row) -> list[Message]:
     """Two strings, or two lists of messages, of which the second continues the first."""
     prompt = _text_or_messages(source, row, "prompt", "user", "empty_input")
+    if any(message.role == "assistant" for message in prompt):
+        raise BadRow("untrained_turn", "the prompt holds an assistant turn, which would be trained: use form messages")
     return prompt + _text_or_messages(source, row, "completion", "assistant", "empty_output")
 
 

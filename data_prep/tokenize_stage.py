@@ -132,7 +132,9 @@ class _Documents:
     def drop(self, raw: RawRow, bad: BadRow) -> None:
         value = None if isinstance(raw.value, BadRow) else raw.value
         self.reasons[bad.reason] += 1
-        self.dropped.append({"row": raw.number, "where": raw.where, "reason": bad.reason, "detail": bad.detail, "value": value})
+        self.dropped.append(
+            {"row": raw.number, "where": raw.where, "reason": bad.reason, "detail": bad.detail, "value": value}
+        )
 
     def write(self, part: Part) -> None:
         lengths = np.array([e.input_ids.size for e in self.examples], dtype=np.int32)
@@ -143,7 +145,9 @@ class _Documents:
         row, content = np.array(self.rows, dtype=np.int64), np.array(self.contents, dtype=np.uint64)
         np.savez(index, row=row, length=lengths, trained=trained, content=content)
         write_atomically(part.file(".npz"), index.getvalue())
-        lines = [json.dumps(d, ensure_ascii=True) + "\n" for d in self.dropped]  # ASCII: rows may hold lone surrogates
+        lines = [
+            json.dumps(d, ensure_ascii=True, default=str) + "\n" for d in self.dropped
+        ]  # ASCII: rows may hold lone surrogates
         write_atomically(part.file(".dropped"), "".join(lines).encode())
         write_atomically(part.file(".json"), to_json(self._counts(part, lengths, trained)))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import secrets
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -67,6 +70,29 @@ def use_wandb_id(record: dict[str, Any], run_dir: Path) -> None:
     os.environ.setdefault("WANDB_RESUME", "allow")
     os.environ.setdefault("WANDB_PROJECT", "packhaul")
     os.environ.setdefault("WANDB_DIR", str(run_dir))
+
+
+def lock(run_dir: Path) -> Any:
+    """Hold the run directory as long as the returned file is open; the system lets go when the process ends.
+
+    Raises:
+        ValueError: another job holds it, such as processes that outlived their killed launcher.
+    """
+    file = (run_dir / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return file  # a file system without locks: go on, as without this check
+        file.seek(0)
+        raise ValueError(
+            f"{run_dir} is in use by another job ({file.read().strip() or 'unknown'}): two jobs would destroy each "
+            "other's checkpoints. Stop that one, or choose another output_dir"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
 
 
 def git_commit() -> str | None:

@@ -17,12 +17,15 @@ from train import preemption
 from train.config import load_run_config
 
 
+_LOCK: list[Any] = []  # the open lock file of the run directory, held until this process ends
+
+
 def main(argv: list[str] | None = None) -> int:
     """Train to the end, or to a preemption (both 0); 2 when something has to be changed first."""
     preemption.install_handlers()
     try:
         config = load_run_config(sys.argv[1:] if argv is None else argv)
-        # _preflight(config)
+        _preflight(config)
         _train(config)
     except ValueError as error:
         if os.environ.get("RANK", "0") == "0":
@@ -102,6 +105,7 @@ def _start_record(run_dir: Path, config: Any, args: Any) -> dict[str, Any]:
 
     if is_main(args):
         run_dir.mkdir(parents=True, exist_ok=True)
+        _LOCK.append(run_record.lock(run_dir))
         preemption.unmark(run_dir)
         run_record.write_record(run_dir, run_record.make_record(run_dir, config, args.world_size))
     args.distributed_state.wait_for_everyone()

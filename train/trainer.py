@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
@@ -48,7 +49,7 @@ class PackedSFTTrainer(SFTTrainer):
         sums = sum_by_source(model, batches, len(self.source_names), self.accelerator)
         metrics = metrics_by_source(sums, self.source_names, metric_key_prefix)
         count = len(dataloader.dataset)
-        return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=count)
+        return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=count)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save, publish when every process has finished, and only then delete old ones."""

@@ -1,0 +1,37 @@
+# Everything runs in .venv, which is made when it is missing. Needs Python >= 3.10, gcc/g++ and a package index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SCRIPTS := $(wildcard slurm/*.sh slurm/*.sbatch tests/cluster/*.sh .ci/run)
+
+.PHONY: help install quickstart test check format clean
+help:  ## what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+install: $(VENV)/.installed  ## the virtual environment with the tested versions
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
+	touch $@
+
+quickstart: install  ## data -> shards -> ZeRO-2 training -> export -> answers, on two CPU processes, in minutes
+	$(BIN)/python -m tests.benchmarks.quickstart
+
+test: install  ## all tests; those that need root, SLURM, a GPU or real data skip with a reason
+	$(BIN)/python -m pytest
+
+check: install  ## linter, formatter, types, every shipped YAML and JSON, shell scripts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m tests.parse_files
+	for script in $(SCRIPTS); do bash -n $$script || exit 1; done
+	$(BIN)/shellcheck $(SCRIPTS)
+
+format: install  ## let ruff format and sort imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the virtual environment and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

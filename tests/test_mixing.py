@@ -1,0 +1,101 @@
+"""Duplicates, parts, eval split and shares."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep.mixing import EVAL, TRAIN, UNUSED, Documents, find_duplicates, mix
+from data_prep.recipe import Recipe
+
+
+def documents(content: list[int], source: list[int], length: list[int] | None = None) -> Documents:
+    size = len(content)
+    lengths = np.array(length or [10] * size, dtype=np.int32)
+    return Documents(lengths, lengths // 2, np.array(content, dtype=np.uint64), np.array(source, dtype=np.int32))
+
+
+def recipe(*sources: dict, **options) -> Recipe:
+    named = [{"name": f"s{i}", "path": "x.json", "form": "alpaca", **s} for i, s in enumerate(sources)]
+    return Recipe.model_validate({"tokenizer": "t", "sources": named, "eval_fraction": 0.0, **options})
+
+
+def test_duplicates_name_the_first_one():
+    assert find_duplicates(np.array([7, 3, 7, 3, 9], dtype=np.uint64)).tolist() == [-1, -1, 0, 1, -1]
+
+
+def test_a_duplicate_across_sources_stays_with_the_first_source():
+    result = mix(documents([1, 2, 2, 3], [0, 0, 1, 1]), recipe({}, {}))
+    assert result.split.tolist() == [TRAIN, TRAIN, UNUSED, TRAIN]
+    assert result.duplicate_of.tolist() == [-1, -1, 1, -1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2)), min_size=1, max_size=150),
+    st.booleans(),
+    st.integers(0, 9),
+)
+def test_no_content_is_in_both_splits(rows, deduplicate, seed):
+    rows = sorted(rows, key=lambda row: row[1])
+    result = mix(
+        documents([c for c, _ in rows], [s for _, s in rows]),
+        recipe({}, {}, {}, eval_fraction=0.3, deduplicate=deduplicate, seed=seed),
+    )
+    content = np.array([c for c, _ in rows])
+    assert not set(content[result.split == TRAIN]) & set(content[result.split == EVAL])
+    if not deduplicate:
+        assert (result.split != UNUSED).all()
+
+
+def test_eval_fraction_is_exact_per_source_and_can_differ():
+    docs = documents(list(range(300)), [0] * 200 + [1] * 100)
+    result = mix(docs, recipe({}, {"eval_fraction": 0.1}, eval_fraction=0.05))
+    assert [(result.split[docs.source == i] == EVAL).sum() for i in (0, 1)] == [10, 10]
+
+
+def test_the_split_does_not_depend_on_other_sources():
+    alone = mix(documents(list(range(100)), [0] * 100), recipe({}, eval_fraction=0.1))
+    together = mix(documents(list(range(150)), [0] * 100 + [1] * 50), recipe({}, {}, eval_fraction=0.1))
+    assert (alone.split == together.split[:100]).all()
+
+
+def test_another_seed_splits_otherwise():
+    splits = [mix(documents(list(range(100)), [0] * 100), recipe({}, eval_fraction=0.1, seed=s)).split for s in (1, 2)]
+    assert (splits[0] != splits[1]).any()
+
+
+@pytest.mark.parametrize(("take", "expected"), [(30, 30), (0.25, 50), (5000, 200)])
+def test_take_a_number_or_a_share(take, expected):
+    result = mix(documents(list(range(200)), [0] * 200), recipe({"take": take}))
+    assert (result.split == TRAIN).sum() == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.floats(0.1, 10.0), min_size=2, max_size=4),
+    st.lists(st.integers(50, 400), min_size=4, max_size=4),
+    st.sampled_from(["rows", "tokens", "trained_tokens"]),
+    st.floats(1.0, 3.0),
+)
+def test_shares_are_as_asked(weights, sizes, unit, max_repeats):
+    source = np.repeat(np.arange(len(weights)), sizes[: len(weights)])
+    lengths = np.random.default_rng(0).integers(4, 40, source.size)
+    docs = documents(list(range(source.size)), source.tolist(), lengths.tolist())
+    result = mix(docs, recipe(*({"weight": w} for w in weights), weight_unit=unit, max_repeats=max_repeats))
+    amount = {"rows": np.ones(source.size), "tokens": docs.length, "trained_tokens": docs.trained}[unit]
+    used = np.array([(amount * result.copies)[source == i].sum() for i in range(len(weights))])
+    # Each source is within one document of its share of the common total.
+    total = (max_repeats * np.array([amount[source == i].sum() for i in range(len(weights))]) / weights).min()
+    assert (np.abs(used - np.array(weights) * total) <= amount.max() + 1e-6).all()
+    assert result.copies.max() <= np.ceil(max_repeats)
+    for i in range(len(weights)):  # no document is used twice more often than another of its source
+        mine = result.copies[source == i]
+        assert mine.max() - mine.min() <= 1
+
+
+def test_a_weighted_source_without_documents_is_refused():
+    with pytest.raises(ValueError, match=r"\['s1'\] have a weight but no training document"):
+        mix(documents([1, 2], [0, 0]), recipe({"weight": 1}, {"weight": 1}))

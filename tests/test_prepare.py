@@ -1,0 +1,233 @@
+"""The whole preparation: nothing lost, the same bytes for any number of workers and after kills, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_prep import inspect_shards, prepare, tokenize_stage
+from data_prep.shards import MANIFEST, read_manifest, read_rows, shard_files
+from tests.conftest import CORPUS, ROOT
+
+NUM_ROWS = 120
+
+
+@pytest.fixture
+def recipe_file(tmp_path, tiny_tokenizer):
+    """Two sources of several slices each: duplicates, an empty answer, a line that is not JSON, a long row."""
+    rows = [
+        {"instruction": f"{CORPUS[i % 8]} {i}", "input": "", "output": CORPUS[(i * 3) % 8]} for i in range(NUM_ROWS)
+    ]
+    rows[7] = rows[5]
+    rows[9] = {**rows[9], "output": " "}
+    (tmp_path / "alpaca.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    lines = [
+        json.dumps({"question": f"{i}? {CORPUS[i % 8]}", "answer": f"{i}. {CORPUS[i % 5]}"}) for i in range(NUM_ROWS)
+    ]
+    lines[3] = '{"question": "broken'
+    lines[4] = json.dumps({"question": "long", "answer": CORPUS[3] * 40})
+    (tmp_path / "qa.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return write_recipe(
+        tmp_path,
+        tokenizer=tiny_tokenizer.name_or_path,
+        sources=[
+            {"name": "alpaca", "path": str(tmp_path / "alpaca.json"), "form": "alpaca"},
+            {"name": "qa", "path": str(tmp_path / "qa.jsonl"), "form": "question_answer"},
+        ],
+    )
+
+
+def write_recipe(folder: Path, **changes) -> Path:
+    defaults = {"chat_template": "chatml", "seq_len": 256, "rows_per_slice": 25, "rows_per_shard": 8}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**defaults, **changes}), encoding="utf-8")
+    return path
+
+
+def edit_recipe(path: Path, **changes) -> Path:
+    return write_recipe(path.parent, **{**yaml.safe_load(path.read_text()), **changes})
+
+
+def run(recipe: Path, output: Path, workers: int = 1) -> int:
+    return prepare.main(["--recipe", str(recipe), "--output", str(output), "--num-workers", str(workers)])
+
+
+def all_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def decoded_documents(folder: Path, tokenizer) -> Counter[str]:
+    manifest, found = read_manifest(folder), Counter()
+    for split in ("train", "eval"):
+        for path in shard_files(folder, manifest, split):
+            for row in read_rows(path):
+                start = 0
+                for length in row["seq_lengths"]:
+                    found[tokenizer.decode(row["input_ids"][start : start + length])] += 1
+                    start += length
+    return found
+
+
+def test_every_row_is_used_once_or_listed(recipe_file, tmp_path, tiny_tokenizer, capsys):
+    assert run(recipe_file, tmp_path / "out") == 0
+    manifest = read_manifest(tmp_path / "out")
+    alpaca, qa = manifest["sources"]
+    assert (alpaca["rows"], alpaca["dropped"], alpaca["kept"]) == (NUM_ROWS, {"duplicate": 1, "empty_output": 1}, 118)
+    assert (qa["rows"], qa["dropped"], qa["kept"]) == (NUM_ROWS, {"not_json": 1, "too_long": 1}, 118)
+    found = decoded_documents(tmp_path / "out", tiny_tokenizer)
+    assert sum(found.values()) == 118 + 118 and set(found.values()) == {1}
+    turn = "<|im_start|>user\n0? {0}<|im_end|>\n<|im_start|>assistant\n0. {0}<|im_end|>\n".format(CORPUS[0])
+    assert found[turn] == 1
+    listed = [json.loads(line) for line in (tmp_path / "out/dropped/qa.jsonl").read_text().splitlines()]
+    assert [(d["row"], d["reason"]) for d in listed] == [(3, "not_json"), (4, "too_long")]
+    assert listed[0]["where"].endswith("qa.jsonl:4")  # the line to look at
+    assert "duplicate 1, empty_output 1" in capsys.readouterr().out
+    assert manifest["splits"]["eval"]["documents"] == 12  # 5 % of each source
+    assert not (tmp_path / "out/.work").exists()
+
+
+def test_the_inspection_finds_it_sound_and_shows_the_trained_tokens(recipe_file, tmp_path, capsys):
+    run(recipe_file, tmp_path / "out")
+    capsys.readouterr()
+    assert inspect_shards.main([str(tmp_path / "out"), "--rows", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "is sound" in shown and "\033[1;32m" in shown
+
+
+def test_the_same_bytes_with_one_and_two_workers(recipe_file, tmp_path):
+    assert run(recipe_file, tmp_path / "one", 1) == 0
+    assert run(recipe_file, tmp_path / "two", 2) == 0
+    assert all_bytes(tmp_path / "one") == all_bytes(tmp_path / "two")
+
+
+class Killed(BaseException):
+    """Ends the process's work at once, as a kill would: nothing catches it."""
+
+
+KILL_AT = ["tokenize", "plan", "pack", "manifest"]
+
+
+@pytest.mark.parametrize("stage", KILL_AT)
+def test_the_same_bytes_after_a_kill_in_each_stage(stage, recipe_file, tmp_path, monkeypatch):
+    """A kill between any two writes of the stage: what is on disk then is what a SIGKILL leaves."""
+    assert run(recipe_file, tmp_path / "whole") == 0
+    names = {
+        "tokenize": "alpaca-00002.npz",
+        "plan": "duplicates.jsonl",
+        "pack": "train-00001.json",
+        "manifest": MANIFEST,
+    }
+
+    def killed(path: Path, data: bytes) -> None:
+        if path.name == names[stage]:
+            raise Killed
+        real(path, data)
+
+    real = tokenize_stage.write_atomically
+    with monkeypatch.context() as patched:
+        for module in ("data_prep.tokenize_stage", "data_prep.plan_stage", "data_prep.pack_stage", "data_prep.shards"):
+            patched.setattr(f"{module}.write_atomically", killed)
+        with pytest.raises(Killed):
+            run(recipe_file, tmp_path / "killed")
+    assert not (tmp_path / "killed" / MANIFEST).exists()
+    assert run(recipe_file, tmp_path / "killed") == 0
+    assert all_bytes(tmp_path / "killed") == all_bytes(tmp_path / "whole")
+
+
+def test_the_same_bytes_after_a_real_kill_with_two_workers(recipe_file, tmp_path):
+    command = [sys.executable, "-m", "data_prep.prepare", "--recipe", str(recipe_file)]
+    command += ["--output", str(tmp_path / "killed"), "--num-workers", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("killed/.work/tokenize-*/*.json")):
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / MANIFEST).exists()
+    assert run(recipe_file, tmp_path / "killed", 2) == 0
+    assert run(recipe_file, tmp_path / "whole", 1) == 0
+    assert all_bytes(tmp_path / "killed") == all_bytes(tmp_path / "whole")
+
+
+def test_a_complete_directory_is_left_alone_and_another_recipe_refused(recipe_file, tmp_path, capsys):
+    run(recipe_file, tmp_path / "out")
+    before = all_bytes(tmp_path / "out")
+    assert run(recipe_file, tmp_path / "out") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert run(edit_recipe(recipe_file, seed=1), tmp_path / "out") == 2
+    assert "made from another recipe" in capsys.readouterr().err
+    assert all_bytes(tmp_path / "out") == before
+
+
+def test_a_changed_mixture_reuses_the_tokenized_parts(recipe_file, tmp_path, monkeypatch):
+    def stop(*args, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("data_prep.plan_stage.plan", stop)
+        with pytest.raises(Killed):
+            run(recipe_file, tmp_path / "out")
+    monkeypatch.setattr("data_prep.tokenize_stage.tokenize_part", stop)
+    assert run(edit_recipe(recipe_file, seed=1), tmp_path / "out") == 0
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_a_corrupted_shard_is_found(damage, recipe_file, tmp_path, capsys):
+    run(recipe_file, tmp_path / "out")
+    shard = tmp_path / "out/train/00000.arrow"
+    data = bytearray(shard.read_bytes())
+    if damage == "delete":
+        shard.unlink()
+    else:
+        data[len(data) // 2] ^= 1
+        shard.write_bytes(data if damage == "flip" else data[:-100])
+    assert inspect_shards.main([str(tmp_path / "out")]) == 1
+    message = capsys.readouterr().err
+    assert "00000.arrow" in message
+    assert {"flip": "expected sha256", "truncate": "bytes, found", "delete": "missing"}[damage] in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bad_rows": "refuse"}, "alpaca.json[9]: empty_output"),
+        ({"too_long": "refuse", "bad_rows": "skip"}, "too_long"),
+        ({"seq_len": 8}, "not one row of source 'alpaca' can be used: alpaca: 25 rows, dropped"),
+        ({"tokenizer": "no/such/tokenizer"}, "'no/such/tokenizer' cannot be loaded"),
+        ({"chat_template": "llama3"}, "needs the control token '<|start_header_id|>'"),
+        ({"chat_template": "none"}, "'none' is not known: expected one of ['alpaca'"),
+        ({"seqlen": 8}, "seqlen: unknown key; did you mean 'seq_len'?"),
+        ({"eval_fraction": 2}, "eval_fraction: Input should be less than 1"),
+        ({"sources": []}, "sources: List should have at least 1 item"),
+    ],
+)
+def test_refusals_say_what_and_where(changes, message, recipe_file, tmp_path, capsys):
+    assert run(edit_recipe(recipe_file, **changes), tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_a_missing_column_and_a_missing_file_are_refused(recipe_file, tmp_path, capsys):
+    sources = yaml.safe_load(recipe_file.read_text())["sources"]
+    assert run(edit_recipe(recipe_file, sources=[{**sources[1], "form": "alpaca"}]), tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "instruction" in error and "question" in error and "qa.jsonl" in error
+    assert run(edit_recipe(recipe_file, sources=[{**sources[1], "path": "/nowhere.json"}]), tmp_path / "out") == 2
+    assert "/nowhere.json" in capsys.readouterr().err
+
+
+def test_help_and_a_bad_recipe_need_no_heavy_import(tmp_path):
+    code = "import sys; from data_prep.prepare import main; main(['--recipe', 'none.yaml', '--output', 'x']);"
+    code += "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.stdout.strip() == "[]" and "recipe none.yaml: no such file" in result.stderr

@@ -1,0 +1,126 @@
+"""Killed and run again: bit for bit what an uninterrupted run gives. Signals: all processes save after one step."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT
+from tests.training import history, kill, launch, make_shards, run_config, train, wait_until
+from train import checkpoint, run_record
+
+STEPS = 20
+COMPARED = ("loss", "grad_norm", "learning_rate", "num_tokens", "epoch", "eval_loss", "eval_long_loss")
+
+
+@pytest.fixture(scope="module")
+def make_config(tmp_path_factory, tiny_tokenizer, tiny_model_dir):
+    """Dropout, so that a wrong random state shows; several epochs, so that a wrong order does; cosine, for the rate."""
+    folder = tmp_path_factory.mktemp("resume")
+    shards = make_shards(folder, tiny_tokenizer.name_or_path, {"short": [1] * 60, "long": [5] * 10}, eval_fraction=0.1)
+
+    def make(name: str):
+        config = run_config(
+            folder / f"{name}.yaml",
+            data=str(shards),
+            model_name_or_path=str(tiny_model_dir("llama", attention_dropout=0.2)),
+            output_dir=str(folder / name),
+            max_steps=STEPS,
+            gradient_accumulation_steps=2,
+            lr_scheduler_type="cosine",
+            warmup_steps=2,
+            save_strategy="steps",
+            save_steps=4,
+            eval_strategy="steps",
+            eval_steps=3,
+        )
+        return config, folder / name, folder / f"{name}.log"
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(make_config):
+    config, run_dir, log = make_config("whole")
+    assert "2 process(es), DEEPSPEED" in train("cpu_zero2", config, log)
+    return run_dir
+
+
+def assert_equal(run_dir, uninterrupted):
+    for got, wanted in zip(history(run_dir)[:-1], history(uninterrupted)[:-1], strict=True):  # the last one is timings
+        assert got["step"] == wanted["step"]
+        assert {k: got.get(k) for k in COMPARED} == {k: wanted.get(k) for k in COMPARED}, got["step"]
+    got, wanted = (load_file(d / "model.safetensors") for d in (run_dir, uninterrupted))
+    assert got.keys() == wanted.keys()
+    for name in wanted:
+        assert torch.equal(got[name], wanted[name]), name
+
+
+def test_sigkill_of_all_processes_then_the_same_command(make_config, uninterrupted):
+    config, run_dir, log = make_config("killed")
+    process = launch("cpu_zero2", config, log)
+    wait_until(lambda: log.read_text().count("'loss'") >= 6, process, log)
+    kill(process)
+    newest = checkpoint.newest_complete(run_dir, print)
+    assert newest and 4 <= newest.step < STEPS
+    half_written = run_dir / f"checkpoint-{newest.step + 3}"
+    first_id = json.loads((run_dir / "run.json").read_text())["wandb_run_id"]
+    shutil.copytree(newest.path, half_written, dirs_exist_ok=True)
+    (half_written / "complete.json").unlink()
+    (half_written / "trainer_state.json").write_text("{")
+    output = train("cpu_zero2", config, log)
+    assert f"{half_written.name}: no complete.json (the save was cut off): passed over" in output
+    assert f"resuming from {newest.path} (step {newest.step})" in output
+    assert not half_written.exists()
+    assert json.loads((run_dir / "run.json").read_text())["wandb_run_id"] == first_id
+    assert output.count("'loss'") == STEPS - newest.step
+    assert_equal(run_dir, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["USR1", "TERM"])
+def test_a_signal_to_one_process_saves_on_all(number, make_config, uninterrupted):
+    config, run_dir, log = make_config(f"signalled{number}")
+    process = launch("cpu_zero2", config, log)
+    wait_until(lambda: log.read_text().count("'loss'") >= 2, process, log)
+    signal_one_trainer(process.pid, number)
+    assert process.wait(120) == 0, log.read_text()[-3000:]
+    step = json.loads((run_dir / "preempted.json").read_text())["step"]
+    assert 2 <= step < STEPS and json.loads((run_dir / f"checkpoint-{step}/complete.json").read_text())["step"] == step
+    assert not (run_dir / "complete.json").exists()
+    output = train("cpu_zero2", config, log)
+    assert f"(step {step})" in output and not (run_dir / "preempted.json").exists()
+    assert_equal(run_dir, uninterrupted)
+
+
+def signal_one_trainer(launcher: int, number: int) -> None:
+    """Signal one training process only: the others must follow."""
+    import psutil
+
+    trainers = [p for p in psutil.Process(launcher).children(recursive=True) if "train.sft" in " ".join(p.cmdline())]
+    assert len(trainers) == 2
+    trainers[1].send_signal(number)
+
+
+def test_other_shards_in_a_used_run_directory_are_refused(make_config, uninterrupted, tmp_path, tiny_tokenizer):
+    config, _, _ = make_config("whole")
+    other = make_shards(tmp_path, tiny_tokenizer.name_or_path, {"short": [2] * 60, "long": [5] * 10}, eval_fraction=0.1)
+    process = launch("cpu_zero2", config, tmp_path / "log", "--data", str(other))
+    assert process.wait(120) != 0
+    assert "holds a run on other shards" in (tmp_path / "log").read_text()
+
+
+def test_a_second_job_into_the_same_run_directory_is_refused(tmp_path):
+    held = run_record.lock(tmp_path)
+    code = f"from pathlib import Path; from train.run_record import lock; lock(Path({str(tmp_path)!r}))"
+    second = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 1 and f"is in use by another job (process {os.getpid()} on " in second.stderr
+    held.close()
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
