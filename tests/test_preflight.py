@@ -391,6 +391,16 @@ class TestModel:
         write_tokenizer(shards / "tokenizer", base, added={"<end>": 1, "<turn>": 7})  # the instruct model's
         assert problems(flags) == ""
 
+    def test_a_model_without_a_tokenizer_passes(self, flags, model):
+        (model / "tokenizer.json").unlink()
+        assert problems(flags) == ""
+
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+    @pytest.mark.parametrize("text", ["[1]", "{"])
+    def test_files_that_cannot_be_read(self, flags, model, name, text):
+        (model / name).write_text(text)
+        assert f"{model / name}: " in problems(flags)
+
     def test_a_unigram_vocabulary(self, flags, model):
         content = {"model": {"type": "Unigram", "vocab": [[token, 0.0] for token in reversed(WORDS)]}}
         (model / "tokenizer.json").write_text(json.dumps(content))
@@ -427,6 +437,10 @@ class TestModel:
         monkeypatch.setattr("train.model_files._has_distribution", lambda name: name == "kernels")
         assert problems(gpu, "--attn_implementation", "kernels-community/flash-attn2") == ""
         assert problems(gpu, "--attn_implementation", "flash_attention_2") == ""  # transformers takes the kernel then
+
+    def test_remote_code_is_noted(self, flags):
+        report = examine(load_run_config([*flags, "--trust_remote_code"]), accelerate_config=None, world_size=1)
+        assert any("trust_remote_code is on" in note for note in report.notes)
 
     def test_bf16_weights_without_deepspeed_are_noted(self, flags, launch_file):
         config = load_run_config([*flags, "--dtype", "bfloat16"])
@@ -572,7 +586,10 @@ class TestCommand:
         assert "x 4 processes" in capsys.readouterr().out
         assert main([*flags, "--accelerate_config", str(file)]) == 0
         assert "the number of processes is not known" in capsys.readouterr().out
-        assert main([*flags, "--num_processes", "none"]) == 2
+        assert main([*flags, "--num_processes", "0"]) == 2
+        assert "--num_processes: expected a whole number of 1 or more, found '0'" in capsys.readouterr().err
+        assert main([*flags, "--accelerate_config"]) == 2
+        assert "--accelerate_config: expected a value behind it" in capsys.readouterr().err
 
     def test_the_data_stays_untouched(self, flags, shards, launch_file):
         before = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in shards.rglob("*") if p.is_file()}
