@@ -1,0 +1,107 @@
+# shellcheck shell=bash
+# What differs from site to site: change the lines marked EDIT, and no other file of this folder.
+#
+# submit.sh reads this file on the login node and hands the values to sbatch; the job scripts read it again on the
+# compute node. A variable that is set already wins, so one run can differ without an edit:
+#   PACKHAUL_NODES=4 slurm/submit.sh train --config configs/train/X.yaml
+# Paths are relative to the repository root, where all jobs are submitted and run.
+
+# --- where and how large ---
+export PACKHAUL_ACCOUNT="${PACKHAUL_ACCOUNT-}"                # EDIT: --account; empty where the site needs none
+export PACKHAUL_PARTITION="${PACKHAUL_PARTITION-}"            # EDIT: --partition of training; empty: the default
+export PACKHAUL_NODES="${PACKHAUL_NODES:-1}"                  # EDIT: nodes of a training job
+export PACKHAUL_GPUS_PER_NODE="${PACKHAUL_GPUS_PER_NODE:-8}"  # EDIT: GPUs in each node; 0 trains on the CPU
+export PACKHAUL_PROCS_PER_NODE="${PACKHAUL_PROCS_PER_NODE:-$PACKHAUL_GPUS_PER_NODE}"  # training processes in each node
+export PACKHAUL_CPUS_PER_TASK="${PACKHAUL_CPUS_PER_TASK:-64}" # EDIT: CPUs of each node, for all its processes together
+export PACKHAUL_MEMORY="${PACKHAUL_MEMORY:-0}"                # EDIT: --mem for each node; 0 is all of it
+export PACKHAUL_TIME="${PACKHAUL_TIME:-24:00:00}"             # EDIT: --time of one attempt (DD-HH:MM:SS)
+export PACKHAUL_SBATCH_OPTIONS="${PACKHAUL_SBATCH_OPTIONS-}"  # EDIT: more options for sbatch: --qos=… --constraint=…
+
+# --- data preparation: one node, no GPU ---
+export PACKHAUL_PREPARE_PARTITION="${PACKHAUL_PREPARE_PARTITION-$PACKHAUL_PARTITION}"  # EDIT: a CPU partition
+export PACKHAUL_PREPARE_CPUS="${PACKHAUL_PREPARE_CPUS:-16}"          # EDIT: CPUs, one worker process on each
+export PACKHAUL_PREPARE_MEMORY="${PACKHAUL_PREPARE_MEMORY:-32G}"     # EDIT: --mem
+export PACKHAUL_PREPARE_TIME="${PACKHAUL_PREPARE_TIME:-04:00:00}"    # EDIT: --time
+
+# --- time limit and preemption ---
+# The signal must leave time for the step in progress and for saving a checkpoint, with margin; SLURM may send it up to
+# 60 s early. A time limit shorter than this plus start-up would save before the first step is done.
+export PACKHAUL_SIGNAL_SECONDS="${PACKHAUL_SIGNAL_SECONDS:-300}"     # EDIT: seconds between the signal and the limit
+export PACKHAUL_MAX_RESTARTS="${PACKHAUL_MAX_RESTARTS:-50}"          # requeue a preempted job at most so many times
+
+# --- software ---
+export PACKHAUL_MODULES="${PACKHAUL_MODULES-}"                # EDIT: modules to load, e.g. "gcc/13 cuda/12.8"
+export PACKHAUL_VENV="${PACKHAUL_VENV:-.venv}"                # EDIT: the virtual environment with packhaul's packages
+export PACKHAUL_ACCELERATE_CONFIG="${PACKHAUL_ACCELERATE_CONFIG:-zero3_multinode}"  # EDIT: configs/accelerate/NAME.yaml
+
+# --- shared file system ---
+# The folders that recipes and run configs name must be the same on every node: jobs check these before training.
+export PACKHAUL_SHARED_DIRS="${PACKHAUL_SHARED_DIRS:-.}"      # EDIT: data and run folders, e.g. ". /scratch/me/runs"
+HF_HOME="${HF_HOME-}"                                         # EDIT: cache of the hub; empty: in your home
+TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR-}"               # EDIT: DeepSpeed's compiled code; empty: in your home
+
+# --- network ---
+# The interface between the nodes (see `ip -br address`). Without it NCCL and Gloo guess; a wrong guess hangs at start.
+export PACKHAUL_NETWORK_INTERFACE="${PACKHAUL_NETWORK_INTERFACE-}"   # EDIT: e.g. ib0 or eth0; empty: let them guess
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"                  # EDIT: 0 where compute nodes reach the hub
+export WANDB_MODE="${WANDB_MODE:-offline}"                    # EDIT: online where compute nodes reach W&B
+
+if [ -n "$PACKHAUL_NETWORK_INTERFACE" ]; then
+  export NCCL_SOCKET_IFNAME="$PACKHAUL_NETWORK_INTERFACE" GLOO_SOCKET_IFNAME="$PACKHAUL_NETWORK_INTERFACE"
+fi
+for name in HF_HOME TORCH_EXTENSIONS_DIR; do
+  if [ -n "${!name}" ]; then export "${name?}"; else unset "$name"; fi
+done
+
+say() { echo "packhaul $(date '+%F %T'): $*"; }
+die() { echo "packhaul: $*" >&2; exit 1; }
+
+# check_site: name everything that is missing or malformed above, then stop.
+check_site() {
+  local problems=() name
+  for name in PACKHAUL_{NODES,PROCS_PER_NODE,CPUS_PER_TASK,PREPARE_CPUS,SIGNAL_SECONDS}; do
+    [[ ${!name} =~ ^[1-9][0-9]*$ ]] || problems+=("$name must be a whole number of 1 or more, found '${!name}'")
+  done
+  for name in PACKHAUL_GPUS_PER_NODE PACKHAUL_MAX_RESTARTS; do
+    [[ ${!name} =~ ^[0-9]+$ ]] || problems+=("$name must be a whole number, found '${!name}'")
+  done
+  for name in PACKHAUL_TIME PACKHAUL_PREPARE_TIME; do
+    [[ ${!name} =~ ^[0-9]+(-[0-9]+)?(:[0-9]+){0,2}$ ]] || problems+=("$name must look like 24:00:00, found '${!name}'")
+  done
+  [ -f "configs/accelerate/$PACKHAUL_ACCELERATE_CONFIG.yaml" ] ||
+    problems+=("PACKHAUL_ACCELERATE_CONFIG: there is no configs/accelerate/$PACKHAUL_ACCELERATE_CONFIG.yaml")
+  [ -f "$PACKHAUL_VENV/bin/activate" ] ||
+    problems+=("PACKHAUL_VENV: there is no $PACKHAUL_VENV/bin/activate; make the environment or name another one")
+  for name in $PACKHAUL_SHARED_DIRS; do
+    [ -w "$name" ] || problems+=("PACKHAUL_SHARED_DIRS: $name is not a folder that you can write to")
+  done
+  [ ${#problems[@]} -gt 0 ] || check_counts
+  [ ${#problems[@]} -eq 0 ] || die "slurm/env.sh cannot be used:$(printf '\n  - %s' "${problems[@]}")"
+}
+
+# check_counts: the numbers fit each other (adds to check_site's list).
+check_counts() {
+  local procs=$PACKHAUL_PROCS_PER_NODE gpus=$PACKHAUL_GPUS_PER_NODE cpus=$PACKHAUL_CPUS_PER_TASK
+  [ "$gpus" -eq 0 ] || [ "$procs" -le "$gpus" ] ||
+    problems+=("PACKHAUL_PROCS_PER_NODE: $procs processes cannot share $gpus GPUs (PACKHAUL_GPUS_PER_NODE)")
+  [ "$cpus" -ge "$procs" ] ||
+    problems+=("PACKHAUL_CPUS_PER_TASK: $cpus CPUs are less than one for each of $procs processes")
+}
+
+# activate: modules, then the virtual environment. Their scripts are not written for `set -u`.
+activate() {
+  set +u
+  if [ -n "$PACKHAUL_MODULES" ]; then
+    # A batch script is no login shell: the module command may have to be defined first.
+    # shellcheck disable=SC1091  # files of the site
+    command -v module >/dev/null || { [ ! -r /etc/profile.d/modules.sh ] || . /etc/profile.d/modules.sh; }
+    # shellcheck disable=SC1091
+    command -v module >/dev/null || { [ ! -r /etc/profile.d/lmod.sh ] || . /etc/profile.d/lmod.sh; }
+    command -v module >/dev/null || die "PACKHAUL_MODULES is set, but this node has no module command: $(hostname)"
+    # shellcheck disable=SC2086  # several names
+    module load $PACKHAUL_MODULES || die "module load $PACKHAUL_MODULES failed on $(hostname)"
+  fi
+  # shellcheck disable=SC1091  # made by the user
+  . "$PACKHAUL_VENV/bin/activate"
+  set -u
+}

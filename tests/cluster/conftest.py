@@ -1,0 +1,139 @@
+"""A real two-node SLURM cluster for these tests (see slurm_lab.sh), and folders to submit jobs from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAB = Path(__file__).with_name("slurm_lab.sh")
+UNSHARE = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork"]
+PROGRAMS = ["slurmctld", "slurmd", "sbatch", "ip", "unshare", "nsenter"]
+FINISHED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
+
+
+def reason_to_skip() -> str | None:
+    """What this machine lacks for a SLURM cluster of its own, or None."""
+    if os.geteuid() != 0:
+        return "a SLURM cluster needs root: network namespaces"
+    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
+    if missing:
+        return f"not installed: {', '.join(missing)} (Debian: slurmctld slurmd slurm-client iproute2)"
+    namespaces = subprocess.run([*UNSHARE, "true"], capture_output=True)
+    return None if namespaces.returncode == 0 else f"no namespaces here: {namespaces.stderr.decode().strip()}"
+
+
+class SlurmCluster:
+    """Two nodes with 8 CPUs and 2 GPUs each (on paper), without internet. The whole of it ends with `stop`, or with
+    this process, however that ends."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._keep_alive, alive = os.pipe()[::-1]
+        self._lab = subprocess.Popen(
+            [LAB, "serve", folder], stdin=alive, stdout=subprocess.PIPE, env=self._env(), text=True
+        )
+        os.close(alive)
+        assert self._lab.stdout is not None
+        if self._lab.stdout.readline() != "ready\n":
+            self.stop()
+            raise RuntimeError(f"the cluster did not start; its logs are in {folder}/log")
+        self._init = Path(f"/proc/{self._lab.pid}/task/{self._lab.pid}/children").read_text().split()[0]
+
+    def stop(self) -> None:
+        os.close(self._keep_alive)
+        try:
+            self._lab.wait(20)
+        except subprocess.TimeoutExpired:
+            self._lab.kill()  # unshare --kill-child takes the cluster with it
+            self._lab.wait(20)
+
+    def _env(self, **more: str) -> dict[str, str]:
+        path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PACKHAUL"))}
+        return {**inherited, "PATH": path, "SLURM_CONF": f"{self.folder}/slurm.conf", **more}
+
+    def run(self, *command: str | Path, cwd: Path | None = None, check: bool = True, **env: str) -> str:
+        """Run `command` on the head; its output, both streams."""
+        enter = ["nsenter", "-t", self._init, "-n", "-u", "-m", "-p", "--", "sh", "-c", 'cd "$0" && exec "$@"']
+        result = subprocess.run(
+            [*enter, str(cwd or self.folder), *map(str, command)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=self._env(**env),
+            text=True,
+            timeout=60,
+        )
+        if check and result.returncode:
+            raise RuntimeError(f"{' '.join(map(str, command))}: exit code {result.returncode}\n{result.stdout}")
+        return result.stdout
+
+    def job(self, job_id: str) -> dict[str, str]:
+        """The fields of `scontrol show job`."""
+        words = self.run("scontrol", "-o", "show", "job", job_id).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def wait(self, job_id: str, timeout: float) -> dict[str, str]:
+        """The job when it is finished for good; a job that waits for its requeue is not."""
+        return self.wait_until(lambda job: job["JobState"] in FINISHED, job_id, timeout)
+
+    def wait_until(self, condition, job_id: str, timeout: float) -> dict[str, str]:
+        deadline = time.monotonic() + timeout
+        while not condition(job := self.job(job_id)):
+            if time.monotonic() > deadline:
+                self.run("scancel", job_id)
+                raise TimeoutError(f"job {job_id} is {job['JobState']} after {timeout} s\n{read_log(job)}")
+            time.sleep(0.3)
+        return job
+
+
+def read_log(job: dict[str, str]) -> str:
+    path = Path(job["StdOut"])
+    return path.read_text(errors="replace") if path.is_file() else f"no log {path}"
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory) -> Iterator[SlurmCluster]:
+    reason = reason_to_skip()
+    if reason:
+        pytest.skip(reason)
+    cluster = SlurmCluster(tmp_path_factory.mktemp("slurm"))
+    yield cluster
+    cluster.stop()
+
+
+def make_project(folder: Path, *packages: str) -> Path:
+    """A folder to submit from, like a clone of this repository: slurm/, configs/ and `packages`."""
+    shutil.copytree(ROOT / "slurm", folder / "slurm", ignore=shutil.ignore_patterns("packhaul-*"))
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    for package in packages:
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def site() -> dict[str, str]:
+    """What a user of this cluster would write into slurm/env.sh: two nodes without GPU, one process on each."""
+    return {
+        "PACKHAUL_NODES": "2",
+        "PACKHAUL_GPUS_PER_NODE": "0",
+        "PACKHAUL_PROCS_PER_NODE": "1",
+        "PACKHAUL_CPUS_PER_TASK": "1",
+        "PACKHAUL_MEMORY": "8G",
+        "PACKHAUL_TIME": "10",
+        "PACKHAUL_SIGNAL_SECONDS": "60",
+        "PACKHAUL_PREPARE_CPUS": "2",
+        "PACKHAUL_PREPARE_MEMORY": "4G",
+        "PACKHAUL_PREPARE_TIME": "10",
+        "PACKHAUL_VENV": sys.prefix,
+        "PACKHAUL_ACCELERATE_CONFIG": "cpu_zero3_multinode",
+        "PACKHAUL_NETWORK_INTERFACE": "eth0",
+    }

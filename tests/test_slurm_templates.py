@@ -1,0 +1,404 @@
+"""The twelve usual mistakes of SLURM templates, each caught without SLURM: the scripts run against stand-ins for srun,
+scontrol, scancel, sbatch and accelerate that write down how they were called. tests/cluster has the real cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = sorted(path for path in (ROOT / "slurm").iterdir() if path.suffix in (".sh", ".sbatch"))
+
+# One program under several names. srun runs its command once for each node. accelerate plays the training: FAKE_TRAIN
+# says what it does at once, or (after a comma) when USR1 has been sent on, and the exit code that srun gets for it.
+STAND_IN = r"""#!{python} -SE
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+name, arguments = Path(sys.argv[0]).name, sys.argv[1:]
+names = ("SLURM_NODEID", "OMP_NUM_THREADS", "INSIDE_SRUN")
+call = {{"name": name, "arguments": arguments, "env": {{n: os.environ.get(n) for n in names}}}}
+call["ignores_usr1"] = signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
+with open("calls.jsonl", "a") as file:
+    file.write(json.dumps(call) + "\n")
+
+def train(what):
+    run = Path("run")
+    if what == "completes":
+        (run / "complete.json").write_text("{{}}")
+    if what == "is preempted":
+        (run / "preempted.json").write_text('{{"step": 7}}')
+    return 3 if what == "fails" else 0
+
+if name == "srun":
+    command = arguments[[a.startswith("-") for a in arguments].index(False):]
+    nodes = next(int(a.split("=")[1]) for a in arguments if a.startswith("--ntasks="))
+    env = dict(os.environ, INSIDE_SRUN="1")
+    tasks = [subprocess.Popen(command, env=dict(env, SLURM_NODEID=str(node))) for node in range(nodes)]
+    sys.exit(max(task.wait() for task in tasks))
+if name == "accelerate":
+    first, _, on_signal = os.environ["FAKE_TRAIN"].partition(",")
+    Path("training").touch()
+    while first == "waits" and not Path("signalled").exists():
+        time.sleep(0.02)
+    sys.exit(train(on_signal if first == "waits" else first))
+if name == "scancel":
+    Path("signalled").touch()
+if name == "scontrol" and arguments[0] == "show":
+    print("gpu07\n" + "gpu12\n" * 20000, flush=True)  # more than a pipe holds
+if name == "scontrol" and arguments[0] == "requeue":
+    sys.exit(int(os.environ.get("FAKE_REQUEUE", "0")))
+if name == "sbatch":
+    print(100 + len([line for line in open("calls.jsonl") if '"sbatch"' in line]))
+"""
+
+JOB = {
+    "SLURM_JOB_ID": "31234",
+    "SLURM_JOB_NAME": "packhaul-train",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_JOB_NODELIST": "gpu[07,12]",
+    "SLURM_CPUS_PER_TASK": "8",
+    "SLURM_GPUS_ON_NODE": "4",
+    "SLURM_NODEID": "0",  # what the batch script itself sees, on the first node
+    "PACKHAUL_NODES": "2",
+    "PACKHAUL_GPUS_PER_NODE": "4",
+    "PACKHAUL_CPUS_PER_TASK": "8",
+    "PACKHAUL_VENV": "venv",
+    "FAKE_TRAIN": "completes",
+}
+
+
+class Project:
+    """A folder to submit from, with stand-ins for all that a cluster gives."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        shutil.copytree(ROOT / "slurm", folder / "slurm", ignore=shutil.ignore_patterns("packhaul-*"))
+        (folder / "configs" / "accelerate").mkdir(parents=True)
+        (folder / "configs" / "accelerate" / "zero3_multinode.yaml").touch()
+        shutil.copytree(ROOT / "train", folder / "train", ignore=shutil.ignore_patterns("__pycache__"))
+        config = {"data": "shards", "model_name_or_path": "model", "output_dir": "run"}
+        (folder / "run.yaml").write_text(yaml.safe_dump(config))
+        binaries = folder / "venv" / "bin"
+        binaries.mkdir(parents=True)
+        (binaries / "activate").write_text(f'PATH="{binaries}:$PATH"\nunset UNSET; : $UNSET\n')  # as some do
+        for name in ("srun", "scontrol", "scancel", "sbatch", "accelerate"):
+            (binaries / name).write_text(STAND_IN.format(python=sys.executable))
+            (binaries / name).chmod(0o755)
+        (binaries / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        (binaries / "python").chmod(0o755)
+
+    def start(self, script: str, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "PACKHAUL", "OMP_"))}
+        path = f"{self.folder}/venv/bin:{clean['PATH']}"
+        return subprocess.Popen(
+            ["bash", self.folder / "slurm" / script, *arguments],
+            cwd=self.folder,
+            env={**clean, "PATH": path, **JOB, **env},
+            stdout=(self.folder / "log").open("ab"),
+            stderr=subprocess.STDOUT,
+        )
+
+    def run(self, script: str, *arguments: str, **env: str) -> int:
+        return self.start(script, *arguments, **env).wait(30)
+
+    def train(self, **env: str) -> int:
+        return self.run("train.sbatch", "--config", "run.yaml", **env)
+
+    def train_with_signal(self, **env: str) -> int:
+        """train.sbatch, which gets USR1 while the training runs."""
+        script = self.start("train.sbatch", "--config", "run.yaml", **env)
+        wait_for(self.folder / "training")
+        script.send_signal(signal.SIGUSR1)
+        return script.wait(30)
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def calls(self, name: str) -> list[dict]:
+        path = self.folder / "calls.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [call for call in map(json.loads, lines) if call["name"] == name]
+
+    def requeued(self) -> bool:
+        return ["requeue", "31234"] in [call["arguments"] for call in self.calls("scontrol")]
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def value(call: dict, flag: str) -> str:
+    """What follows `flag` in a recorded command line, as `flag value` or `flag=value`."""
+    words = [word for argument in call["arguments"] for word in argument.split("=", 1)]
+    return words[words.index(flag) + 1]
+
+
+def directives(script: str) -> dict[str, str | None]:
+    lines = re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", (ROOT / "slurm" / script).read_text(), re.MULTILINE)
+    return {name: value or None for name, value in lines}
+
+
+@pytest.fixture
+def project(tmp_path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_well_formed(script):
+    subprocess.run(["bash", "-n", script], check=True)
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed (pip install -e .[dev])")
+    result = subprocess.run([shellcheck, "-x", script], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_only_env_sh_has_lines_to_edit():
+    assert [path.name for path in SCRIPTS if re.search(r"^[^#\n]*# EDIT", path.read_text(), re.MULTILINE)] == ["env.sh"]
+
+
+def test_mistake_1_each_node_has_its_own_machine_rank(project):
+    assert project.train() == 0, project.log
+    assert sorted(value(call, "--machine_rank") for call in project.calls("accelerate")) == ["0", "1"]
+
+
+def test_mistake_2_the_first_host_of_the_node_list_is_the_main_one(project):
+    project.train()
+    assert {value(call, "--main_process_ip") for call in project.calls("accelerate")} == {"gpu07"}
+    assert project.calls("scontrol")[0]["arguments"] == ["show", "hostnames", "gpu[07,12]"]
+
+
+def test_mistake_3_the_port_comes_from_the_job_id(project):
+    for job_id in ("31234", "31235", "9999999"):
+        project.train(SLURM_JOB_ID=job_id)
+    ports = [int(value(call, "--main_process_port")) for call in project.calls("accelerate")]
+    assert len(set(ports)) == 3
+    assert all(1024 < port < 32768 for port in ports)  # from 32768 the kernel gives ports to outgoing connections
+
+
+def test_mistakes_4_and_5_srun_starts_one_launcher_on_each_node(project):
+    project.train()
+    (srun,) = project.calls("srun")
+    assert (value(srun, "--ntasks"), value(srun, "--ntasks-per-node")) == ("2", "1")
+    launchers = project.calls("accelerate")
+    assert len(launchers) == 2  # for four processes each
+    assert all(call["env"]["INSIDE_SRUN"] for call in launchers)
+    assert directives("train.sbatch")["ntasks-per-node"] == "1"
+
+
+@pytest.mark.parametrize("procs_per_node", ["4", "2"])
+def test_mistake_6_the_number_of_processes_is_that_of_all_nodes(project, procs_per_node):
+    project.train(PACKHAUL_PROCS_PER_NODE=procs_per_node)
+    for call in project.calls("accelerate"):
+        assert value(call, "--num_processes") == str(2 * int(procs_per_node))
+        assert value(call, "--num_machines") == "2"
+        # train.sft refuses a world of another size: several worlds of one would otherwise all exit with 0.
+        assert value(call, "--expected_world_size") == str(2 * int(procs_per_node))
+
+
+def test_mistake_7_deepspeed_leaves_the_launch_to_slurm(project):
+    project.train()
+    assert {value(call, "--deepspeed_multinode_launcher") for call in project.calls("accelerate")} == {"standard"}
+
+
+def test_mistake_8_srun_is_told_the_cpus_and_the_threads_share_them(project):
+    project.train()
+    assert value(project.calls("srun")[0], "--cpus-per-task") == "8"
+    assert {call["env"]["OMP_NUM_THREADS"] for call in project.calls("accelerate")} == {"2"}  # 8 CPUs, 4 processes
+
+
+def test_mistake_8_in_prepare(project):
+    assert project.run("prepare.sbatch", "--recipe", "r.yaml", PACKHAUL_SHARED_DIRS=".") != 0  # "python -m" fails here
+    (srun,) = project.calls("srun")
+    assert value(srun, "--cpus-per-task") == "8"
+    assert srun["arguments"][-5:] == ["data_prep.prepare", "--num-workers", "8", "--recipe", "r.yaml"]
+
+
+def test_mistake_9_the_signal_goes_to_the_batch_script_in_time():
+    seconds = re.fullmatch(r"B:USR1@(\d+)", directives("train.sbatch")["signal"] or "")
+    assert seconds and int(seconds[1]) >= 120  # a step, a save, and a margin: SLURM is up to a minute early
+
+
+def test_mistake_9_a_signal_before_the_training_has_started_is_kept_for_it(project):
+    with (project.folder / "venv" / "bin" / "activate").open("a") as file:
+        file.write("touch activating; sleep 0.5; rm -f signalled\n")
+    script = project.start("train.sbatch", "--config", "run.yaml", FAKE_TRAIN="waits,is preempted")
+    wait_for(project.folder / "activating")
+    script.send_signal(signal.SIGUSR1)
+    assert script.wait(30) == 0, project.log
+    assert project.requeued()
+
+
+def test_mistake_10_the_script_hears_the_signal_while_srun_runs_and_waits_for_the_end(project):
+    assert project.train_with_signal(FAKE_TRAIN="waits,completes") == 0, project.log
+    (scancel, *_) = project.calls("scancel")
+    assert scancel["arguments"] == ["--quiet", "--signal=USR1", "31234"]  # the steps, not this script again
+    assert (project.folder / "run" / "complete.json").exists()
+    assert not project.requeued()
+
+
+def test_mistake_10_the_exit_code_after_a_signal_is_that_of_the_training(project):
+    assert project.train_with_signal(FAKE_TRAIN="waits,fails") == 3
+    assert not project.requeued()
+
+
+def test_the_launcher_survives_the_signal_that_is_meant_for_the_training(project):
+    project.train()
+    assert all(call["ignores_usr1"] for call in project.calls("accelerate"))
+
+
+def test_a_task_that_fails_ends_the_others_and_no_variable_is_lost_on_the_way(project):
+    project.train()
+    (srun,) = project.calls("srun")
+    assert (value(srun, "--kill-on-bad-exit"), value(srun, "--export")) == (
+        "1",
+        "ALL",
+    )  # neither is the rule everywhere
+
+
+def test_mistake_11_requeue_is_allowed_and_the_log_is_kept():
+    for script in ("train.sbatch", "prepare.sbatch"):
+        assert directives(script)["open-mode"] == "append"
+        assert "requeue" in directives(script)
+
+
+@pytest.mark.parametrize(
+    ("env", "code", "requeued"),
+    [
+        ({"FAKE_TRAIN": "waits,is preempted"}, 0, True),
+        ({"FAKE_TRAIN": "waits,is preempted", "SLURM_RESTART_COUNT": "49"}, 0, True),
+        ({"FAKE_TRAIN": "waits,is preempted", "SLURM_RESTART_COUNT": "50"}, 85, False),  # the cap
+        ({"FAKE_TRAIN": "waits,is preempted", "FAKE_REQUEUE": "1"}, 85, True),  # asked for, refused
+        ({"FAKE_TRAIN": "waits,completes"}, 0, False),  # the last step was done
+        ({"FAKE_TRAIN": "waits,stops"}, 1, False),  # exit 0, nothing saved
+    ],
+)
+def test_mistake_11_requeue_only_after_a_signal_and_a_saved_checkpoint(project, env, code, requeued):
+    assert (project.train_with_signal(**env), project.requeued()) == (code, requeued), project.log
+
+
+@pytest.mark.parametrize(("what", "code"), [("is preempted", 85), ("fails", 3), ("stops", 1), ("completes", 0)])
+def test_mistake_11_no_requeue_without_a_signal(project, what, code):
+    assert (project.train(FAKE_TRAIN=what), project.requeued()) == (code, False), project.log
+
+
+def test_mistake_11_the_mark_of_an_earlier_attempt_does_not_count(project):
+    (project.folder / "run").mkdir()
+    (project.folder / "run" / "preempted.json").write_text("{}")
+    assert project.train_with_signal(FAKE_TRAIN="waits,stops") == 1
+    assert not project.requeued()
+
+
+def test_mistake_12_the_folder_of_the_logs_is_there_in_a_fresh_clone():
+    for script in ("train.sbatch", "prepare.sbatch"):
+        folder = Path(directives(script)["output"] or "/").parent
+        tracked = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True)
+        if tracked.returncode:
+            pytest.skip("not a git checkout")
+        assert tracked.stdout == f"{folder}/.gitignore\n"
+
+
+def test_mistake_12_the_exit_code_of_prepare_is_kept(project):
+    (project.folder / "data_prep").mkdir()
+    (project.folder / "data_prep" / "prepare.py").write_text("raise SystemExit(4)")
+    assert project.run("prepare.sbatch", "--recipe", "r.yaml") == 4
+
+
+@pytest.mark.parametrize("flag", [["--output_dir", "other"], ["--output_dir=other"]])
+def test_a_flag_wins_over_the_output_dir_of_the_run_config(project, flag):
+    project.run("train.sbatch", "--config", "run.yaml", *flag)
+    assert (project.folder / "other").is_dir() and not (project.folder / "run" / "preempted.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "message"),
+    [
+        ([], {}, "output_dir: missing"),
+        (["--config", "none.yaml"], {}, "none.yaml"),
+        (["--config", "run.yaml", "--learning_rte", "1"], {}, "did you mean 'learning_rate'"),
+        (["--config", "run.yaml"], {"SLURM_JOB_NUM_NODES": "1"}, "1 node(s), slurm/env.sh says PACKHAUL_NODES=2"),
+        (["--config", "run.yaml"], {"SLURM_GPUS_ON_NODE": "0"}, "0 GPU(s) per node, slurm/env.sh says"),
+        (["--config", "run.yaml"], {"SLURM_JOB_ID": ""}, "submit this file with slurm/submit.sh or sbatch"),
+        (["--config", "run.yaml"], {"PACKHAUL_MODULES": "cuda"}, "has no module command"),
+    ],
+)
+def test_a_job_that_cannot_train_says_why(project, arguments, env, message):
+    assert project.run("train.sbatch", *arguments, **env) == 1
+    assert message in project.log
+    assert not project.calls("srun")
+
+
+def test_env_sh_names_all_that_is_wrong_at_once(project):
+    wrong = {"PACKHAUL_NODES": "two", "PACKHAUL_TIME": "1 day", "PACKHAUL_ACCELERATE_CONFIG": "zero4"}
+    assert project.run("submit.sh", "train", "--config", "run.yaml", **wrong) == 1
+    for name in wrong:
+        assert f"  - {name}" in project.log
+    assert not project.calls("sbatch")
+
+
+def test_submit_gives_sbatch_the_values_of_env_sh(project):
+    env = {"PACKHAUL_ACCOUNT": "a7", "PACKHAUL_PARTITION": "gpu", "PACKHAUL_SBATCH_OPTIONS": "--qos=long --exclusive"}
+    arguments = ["prepare", "--recipe", "run.yaml", "--output", "my shards", "then"]
+    arguments += ["train", "--config", "run.yaml", "--learning_rate", "1e-4"]
+    assert project.run("submit.sh", *arguments, PACKHAUL_SIGNAL_SECONDS="240", **env) == 0, project.log
+    assert project.log == "prepare 101\ntrain 102\n"
+    prepare, train = (call["arguments"] for call in project.calls("sbatch"))
+    common = ["--parsable", "--account=a7", "--qos=long", "--exclusive", "--partition=gpu"]
+    assert prepare == [
+        *common,
+        *["--cpus-per-task=16", "--mem=32G", "--time=04:00:00"],
+        *["slurm/prepare.sbatch", "--recipe", "run.yaml", "--output", "my shards"],
+    ]
+    assert train == [
+        *common,
+        *["--gpus-per-node=4", "--nodes=2", "--cpus-per-task=8", "--mem=0", "--time=24:00:00"],
+        *["--signal=B:USR1@240", "--dependency=afterok:101", "--kill-on-invalid-dep=yes"],
+        *["slurm/train.sbatch", "--config", "run.yaml", "--learning_rate", "1e-4"],
+    ]
+
+
+def test_dry_run_prints_the_same_commands_and_submits_nothing(project):
+    arguments = ["prepare", "--recipe", "run.yaml", "--output", "my shards", "then", "train", "--config", "run.yaml"]
+    assert project.run("submit.sh", "--dry-run", *arguments) == 0
+    printed = project.log
+    assert not project.calls("sbatch")
+    project.run("submit.sh", *arguments)
+    subprocess.run(  # what was printed, run by hand with the first id filled in, is what submit.sh runs
+        ["bash", "-ec", printed.replace("ID_OF_prepare", "101")],
+        cwd=project.folder,
+        env={**os.environ, "PATH": f"{project.folder}/venv/bin:{os.environ['PATH']}"},
+        check=True,
+        capture_output=True,
+    )
+    commands = [call["arguments"] for call in project.calls("sbatch")]
+    assert commands[:2] == commands[2:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian", "--config", "run.yaml"], "there is no stage 'trian'"),
+        ([], "there is no stage ''"),
+        (["train", "--config"], "--config FILE is missing"),
+        (["prepare", "--recipe", "run.yaml", "then", "train", "--config", "none.yaml"], "there is no file none.yaml"),
+    ],
+)
+def test_submit_refuses_a_chain_before_its_first_job_is_submitted(project, arguments, message):
+    assert project.run("submit.sh", *arguments) == 1
+    assert message in project.log
+    assert not project.calls("sbatch")
