@@ -51,10 +51,8 @@ def publish(directory: Path, *, step: int, world_size: int, extra: dict[str, Any
     files = list(_listed_files(directory))
     if not files:
         raise ValueError(f"{directory}: expected the files of a saved state, found none: save before publish()")
-    marker["files"] = {f.relative_to(directory).as_posix(): _flush(f) for f in files}
-    # A file is only safe once the directories that name it are on disk too.
-    for folder in sorted({f.parent for f in files} | {directory, directory.parent}):
-        _fsync(folder)
+    sizes = flush(files)
+    marker["files"] = {f.relative_to(directory).as_posix(): size for f, size in sizes.items()}
     write_json_atomically(directory / MARKER, {**marker, **extra})
 
 
@@ -132,8 +130,7 @@ def delete(folder: Path) -> None:
     folder = Path(folder)
     grave = folder.with_name(_DELETING + folder.name)
     shutil.rmtree(grave, ignore_errors=True)
-    folder.rename(grave)
-    _fsync(folder.parent)
+    rename(folder, grave)
     shutil.rmtree(grave, ignore_errors=True)
 
 
@@ -147,6 +144,21 @@ def write_json_atomically(path: Path, content: dict[str, Any]) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     _fsync(path.parent)
+
+
+def flush(files: Iterable[Path]) -> dict[Path, int]:
+    """Force the files and the folders that name them to disk; each file's size in bytes."""
+    sizes = {file: _flush(file) for file in files}
+    # A file is only safe once the folder that names it is on disk, and the folder that names that one.
+    for folder in sorted({folder for file in sizes for folder in (file.parent, file.parent.parent)}):
+        _fsync(folder)
+    return sizes
+
+
+def rename(folder: Path, target: Path) -> None:
+    """Rename and make the new name durable."""
+    folder.rename(target)
+    _fsync(target.parent)
 
 
 def _listed_files(directory: Path) -> Iterable[Path]:
