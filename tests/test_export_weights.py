@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from data_prep.shards import manifest_sha256
 from tests.export_runs import add_checkpoint, run_export
+from tests.training import kill, make_shards, run_config, train
 from train.checkpoint import publish
-from train.export_tokenizer import PROBES
+from train.export_tokenizer import PROBES, strip_generation_marks
 from train.export_weights import tensor_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,41 +166,32 @@ def test_an_adapter_file_that_lacks_weights_is_refused(lora_run, tmp_path):
 # --- ZeRO-3 ---------------------------------------------------------------------------------------------------------
 
 
-def train_under_zero3(folder: Path, model_dir: Path, *options: str, gather: bool) -> Path:
-    """Two steps on two processes with the shipped configs, but for the one setting; the run directory."""
+def train_under_zero3(folder: Path, model_dir: Path, *options: str) -> Path:
+    """Two steps on two processes, with the shipped configs but that weights are not gathered; the run directory."""
     import yaml
 
     deepspeed_config = json.loads((ROOT / "configs/deepspeed/zero3.json").read_text())
-    deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = gather
+    deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = False
     (folder / "zero3.json").write_text(json.dumps(deepspeed_config))
     launch_config = yaml.safe_load((ROOT / "configs/accelerate/cpu_zero3.yaml").read_text())
     launch_config["deepspeed_config"]["deepspeed_config_file"] = str(folder / "zero3.json")
     (folder / "accelerate.yaml").write_text(yaml.safe_dump(launch_config))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml")]
-    command += ["--main_process_port", str(free_port()), str(ROOT / "tests" / "zero_run.py")]
-    run_until_done([*command, str(model_dir), str(folder / "run"), *options])
+    command += ["--main_process_port", "0", str(ROOT / "tests" / "zero_run.py")]
+    run_until_done([*command, str(model_dir), str(folder / "run"), *options], folder / "log")
     return folder / "run"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
-
-
-def run_until_done(command: list[str], timeout: float = 400) -> None:
-    """Run to the end, or kill the whole group: a launcher's children outlive it otherwise."""
+def run_until_done(command: list[str], log: Path, timeout: float = 400) -> None:
+    """Run to the end, or kill the launcher and its children."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
     try:
-        output, _ = process.communicate(timeout=timeout)
+        code = process.wait(timeout)
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(timeout=30)
-    assert process.returncode == 0, output.decode()[-3000:]
+        kill(process)
+    assert code == 0, log.read_text()[-3000:]
 
 
 def assert_weights_equal(exported: Path, reference: Path) -> None:
@@ -215,7 +206,7 @@ def assert_weights_equal(exported: Path, reference: Path) -> None:
 
 def test_zero3_partitions_are_rebuilt_in_the_models_dtype(tiny_model_dir, tmp_path):
     """stage3_gather_16bit_weights_on_model_save false saves no weights, only partitions; here tied and in bf16."""
-    run = train_under_zero3(tmp_path, tiny_model_dir("qwen3"), "--bf16", gather=False)
+    run = train_under_zero3(tmp_path, tiny_model_dir("qwen3"), "--bf16")
     for number, source in enumerate((run, run / "checkpoint-2")):
         assert not list(source.glob("*model*.safetensors"))
         run_export(source, tmp_path / f"out{number}")
@@ -227,17 +218,29 @@ def test_zero3_partitions_are_rebuilt_in_the_models_dtype(tiny_model_dir, tmp_pa
         run_export(run / "checkpoint-2", tmp_path / "damaged")
 
 
-def test_zero3_gathered_weights_equal_the_rebuilt_ones(tiny_model_dir, tmp_path):
-    run = train_under_zero3(tmp_path, tiny_model_dir("llama"), gather=True)
+def test_a_run_of_train_sft_under_zero3_exports_gathered_and_rebuilt_alike(tiny_model_dir, tiny_tokenizer, tmp_path):
+    """The project's own path: shards, train.sft on two processes, final model and checkpoint."""
+    from transformers import AutoTokenizer
+
+    shards = make_shards(tmp_path, tiny_tokenizer.name_or_path, {"a": [1] * 40})
+    run = tmp_path / "run"
+    options = {"data": str(shards), "model_name_or_path": str(tiny_model_dir("llama")), "output_dir": str(run)}
+    config = run_config(tmp_path / "run.yaml", **options, max_steps=2, save_strategy="steps", save_steps=2)
+    train("cpu_zero3", config, tmp_path / "log")
     checkpoint = run / "checkpoint-2"
+    run_export(run, tmp_path / "final")
     run_export(checkpoint, tmp_path / "gathered")
-    (checkpoint / "model.safetensors").unlink()
+    before = checkpoint / "model.safetensors"
+    before.rename(tmp_path / "gathered.safetensors")
     publish(checkpoint, step=2, world_size=2, extra={})
     run_export(checkpoint, tmp_path / "rebuilt")
-    for output in ("gathered", "rebuilt"):
-        assert_weights_equal(tmp_path / output, run / "reference.safetensors")
-    how = [json.loads((tmp_path / o / "export.json").read_text())["weights"] for o in ("gathered", "rebuilt")]
-    assert how == ["copied", "rebuilt from ZeRO partitions"]
+    for output, how in (("final", "copied"), ("gathered", "copied"), ("rebuilt", "rebuilt from ZeRO partitions")):
+        assert_weights_equal(tmp_path / output, tmp_path / "gathered.safetensors")
+        record = json.loads((tmp_path / output / "export.json").read_text())
+        assert (record["weights"], record["step"]) == (how, 2)
+        assert record["manifest_sha256"] == manifest_sha256(shards)
+    exported = AutoTokenizer.from_pretrained(tmp_path / "final").chat_template
+    assert exported == strip_generation_marks(AutoTokenizer.from_pretrained(shards / "tokenizer").chat_template)
 
 
 def test_a_lora_adapter_trained_under_zero3_is_whole_and_merged(tiny_model_dir, tmp_path):
@@ -248,7 +251,7 @@ def test_a_lora_adapter_trained_under_zero3_is_whole_and_merged(tiny_model_dir, 
     from transformers import AutoModelForCausalLM
 
     base = tiny_model_dir("llama")
-    run = train_under_zero3(tmp_path, base, "--lora", gather=False)
+    run = train_under_zero3(tmp_path, base, "--lora")
     trained = PeftModel(AutoModelForCausalLM.from_pretrained(base), PeftConfig.from_pretrained(run))
     trained.load_state_dict(load_file(run / "reference.safetensors"))
     assert any(p.abs().max() > 0 for n, p in trained.named_parameters() if "lora_B" in n)
