@@ -102,6 +102,16 @@ def test_a_published_run_directory_stays_complete_when_its_other_files_change(tm
         read(tmp_path)
 
 
+def test_a_withdrawn_directory_is_incomplete_until_published_again(tmp_path):
+    folder = save(tmp_path, 40)
+    checkpoint.withdraw(folder)
+    with pytest.raises(ValueError, match="cut off"):
+        read(folder)
+    checkpoint.withdraw(folder)  # nothing to take away
+    publish(folder, step=40, world_size=2, extra={})
+    assert read(folder).step == 40
+
+
 def no_marker(folder: Path) -> None:
     (folder / MARKER).unlink()
 

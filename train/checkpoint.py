@@ -56,6 +56,12 @@ def publish(directory: Path, *, step: int, world_size: int, extra: dict[str, Any
     write_json_atomically(directory / MARKER, {**marker, **extra})
 
 
+def withdraw(directory: Path) -> None:
+    """Take the marker away before `directory` is written again: files half replaced may well have the sizes it lists."""
+    (Path(directory) / MARKER).unlink(missing_ok=True)
+    _fsync(Path(directory))
+
+
 def read(directory: Path) -> Checkpoint:
     """Check `directory` against its marker.
 
