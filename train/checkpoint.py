@@ -57,7 +57,7 @@ def publish(directory: Path, *, step: int, world_size: int, extra: dict[str, Any
 
 
 def withdraw(directory: Path) -> None:
-    """Take the marker away before `directory` is written again: files half replaced may well have the sizes it lists."""
+    """Take the marker away before `directory` is written again: half-replaced files may have the sizes it lists."""
     (Path(directory) / MARKER).unlink(missing_ok=True)
     _fsync(Path(directory))
 
