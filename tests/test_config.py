@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from train.config import PACKED_ROWS, build_model_config, build_sft_config, known_options, load_run_config
-from train.options import Computed, model_options, parse, sft_options
+from train.options import Computed, model_options, package_folder, parse, sft_options
 from train.refusals import REFUSALS, RENAMED, unknown_rules
 
 REQUIRED = ["--data", "shards", "--output_dir", "run", "--model_name_or_path", "model"]
@@ -74,6 +74,10 @@ class TestOptionsOfTheLibraries:
         assert own == {"data", "expected_world_size", "expected_distributed_type", "resume"}
         assert not set(sft_options()) & set(model_options())
 
+    def test_a_library_that_is_not_installed(self):
+        with pytest.raises(ValueError, match="no_such_library is not installed"):
+            package_folder("no_such_library")
+
     def test_rules_are_about_options_that_exist(self):
         assert unknown_rules() == []
         assert not set(RENAMED) & set(known_options())
@@ -93,6 +97,12 @@ class TestHelp:
         assert seconds < 1.0
         for name in known_options():
             assert f"--{name}" in result.stdout
+
+    def test_of_training_itself(self, capsys):
+        with pytest.raises(SystemExit) as stop:
+            load_run_config(["--seed", "1", "--help"])
+        assert stop.value.code == 0
+        assert "--learning_rate float" in capsys.readouterr().out
 
     def test_an_error_comes_within_a_second(self):
         result, seconds = self.run("train.preflight", "--learning_rat", "1")
@@ -169,6 +179,8 @@ class TestTypes:
             ("run_name: 2024", "expected str, found 2024: put quotes around it"),
             ("report_to: [wandb, 3]", "expected a list of texts"),
             ("seed: 1.5", "expected int, found 1.5"),
+            ("learning_rate: .nan", "expected float, found nan"),
+            ("save_strategy: often", "expected one of no, steps, epoch, best, found 'often'"),
         ],
     )
     def test_wrong_yaml_value_is_refused_with_file_and_line(self, yaml_file, line, hint):
@@ -223,6 +235,9 @@ class TestFileAndFlags:
     def test_no_such_file(self):
         with pytest.raises(ValueError, match=r"nowhere\.yaml: no such file"):
             load_run_config(["--config", "nowhere.yaml"])
+
+    def test_two_files(self):
+        assert "--config: expected one file, found ['a.yaml', 'b.yaml']" in refused("--config", "a.yaml", "b.yaml")
 
     def test_what_is_required(self):
         with pytest.raises(ValueError) as error:

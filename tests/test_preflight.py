@@ -204,6 +204,10 @@ class TestDeepSpeedFile:
         deepspeed_file().write_text('{"gradient_clipping": 1, "gradient_clipping": 2}')
         assert "key 'gradient_clipping' is given twice" in problems(flags, launch=launch_file())
 
+    def test_not_a_mapping(self, flags, deepspeed_file, launch_file):
+        deepspeed_file().write_text("[1]")
+        assert "deepspeed.json: expected a mapping, found list" in problems(flags, launch=launch_file())
+
     def test_no_gathered_weights_is_a_note(self, flags, deepspeed_file, launch_file):
         deepspeed_file(zero_optimization={"stage": 3})
         report = examine(load_run_config(flags), accelerate_config=launch_file(), world_size=None)
