@@ -86,7 +86,8 @@ def test_a_rank_that_fails_ends_the_job_which_is_not_requeued(cluster, project, 
     job = cluster.wait(job_id, timeout=90)
     log = read_log(job)
     assert (job["JobState"], job["Restarts"]) == ("FAILED", "0"), log
-    assert "rank 1 fails as it was told" in log
+    errors = (project / f"slurm/logs/packhaul-train-{job_id}/attempt0/node1").rglob("stderr.log")
+    assert ["rank 1 fails as it was told" in path.read_text() for path in errors] == [True]
     assert "training failed with exit code" in log
 
 
@@ -110,7 +111,7 @@ def test_a_node_that_lacks_something_is_named_before_training(cluster, project, 
     job_id = submit_stub(cluster, project, {**site, **change}, steps=10)
     job = cluster.wait(job_id, timeout=30)
     assert job["JobState"] == "FAILED"
-    assert message in read_log(job)
+    assert message in read_log(job), read_log(job)
     assert not (project / "runs/stub/rank0.json").exists()
 
 
