@@ -3,6 +3,7 @@ which to run the scripts of slurm/ with them."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -80,6 +81,7 @@ class Project:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.started: list[subprocess.Popen[bytes]] = []
         shutil.copytree(ROOT / "slurm", folder / "slurm", ignore=shutil.ignore_patterns("packhaul-*"))
         (folder / "configs" / "accelerate").mkdir(parents=True)
         (folder / "configs" / "accelerate" / "zero3_multinode.yaml").touch()
@@ -98,13 +100,23 @@ class Project:
     def start(self, script: str, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "PACKHAUL", "OMP_"))}
         path = f"{self.folder}/venv/bin:{clean['PATH']}"
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["bash", self.folder / "slurm" / script, *arguments],
             cwd=self.folder,
             env={**clean, "PATH": path, **JOB, **env},
             stdout=(self.folder / "log").open("ab"),
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
+        self.started.append(process)
+        return process
+
+    def stop(self) -> None:
+        """End whatever a script left behind, as SLURM does at the end of a job."""
+        for process in self.started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def run(self, script: str, *arguments: str, **env: str) -> int:
         return self.start(script, *arguments, **env).wait(30)

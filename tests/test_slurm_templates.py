@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,10 @@ def directives(script: str) -> dict[str, str | None]:
 
 
 @pytest.fixture
-def project(tmp_path) -> Project:
-    return Project(tmp_path)
+def project(tmp_path) -> Iterator[Project]:
+    project = Project(tmp_path)
+    yield project
+    project.stop()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
