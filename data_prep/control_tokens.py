@@ -11,10 +11,11 @@ matches as it matches the token (an added token with the same flags, but not "sp
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from data_prep.conversation import BadRow, Conversation, Message
+from data_prep.conversation import BadRow, Conversation, ToolCall
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Encoding, Tokenizer
@@ -37,27 +38,21 @@ class ControlTokens:
 
     def spelled_in(self, conversation: Conversation) -> str | None:
         """The first control token that a message spells, if any."""
-        for message in conversation.messages:
-            found = self._pattern.search(message.content)
-            if found:
+        for text in _strings(conversation):
+            if found := self._pattern.search(text):
                 return found[0]
         return None
 
     def shield(self, conversation: Conversation) -> tuple[Conversation, Restore]:
         """The conversation with sentinels in spelled control tokens, and the function that encodes its rendering."""
         sentinel = _unused_character(conversation)
-        shielded = Conversation(
-            tuple(Message(m.role, self._shield_text(m.content, sentinel)) for m in conversation.messages),
-            conversation.source,
-            conversation.row,
-        )
+        shielded = _map_strings(conversation, lambda text: self._shield_text(text, sentinel))
         return shielded, lambda text, spans: self._encode(text, spans, sentinel)
 
     def _shield_text(self, text: str, sentinel: str) -> str:
         # Again until none is left: what stands behind a broken-up token may now begin another match.
-        while found := self._pattern.search(text):
-            middle = found.start() + 1
-            text = text[:middle] + sentinel + text[middle:]
+        while self._pattern.search(text):
+            text = self._pattern.sub(lambda found: found[0][0] + sentinel + found[0][1:], text)
         return text
 
     def _encode(self, text: str, spans: list[Span], sentinel: str) -> tuple[Encoding, list[int], list[Span]]:
@@ -110,6 +105,48 @@ class ControlTokens:
         return self._stand_ins
 
 
+def _strings(conversation: Conversation) -> Iterator[str]:
+    """Every text that a template may print."""
+    for message in conversation.messages:
+        yield message.content
+        if message.reasoning is not None:
+            yield message.reasoning
+        for call in message.tool_calls:
+            yield from _nested_strings([call.name, call.arguments])
+    yield from _nested_strings(list(conversation.tools))
+
+
+def _nested_strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _nested_strings([key, item])
+    elif isinstance(value, list):
+        for item in value:
+            yield from _nested_strings(item)
+
+
+def _map_strings(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
+    def deep(value: Any) -> Any:
+        if isinstance(value, str):
+            return change(value)
+        if isinstance(value, dict):
+            return {change(key): deep(item) for key, item in value.items()}
+        return [deep(item) for item in value] if isinstance(value, list) else value
+
+    messages = tuple(
+        replace(
+            m,
+            content=change(m.content),
+            reasoning=None if m.reasoning is None else change(m.reasoning),
+            tool_calls=tuple(ToolCall(change(c.name), deep(c.arguments)) for c in m.tool_calls),
+        )
+        for m in conversation.messages
+    )
+    return replace(conversation, messages=messages, tools=tuple(deep(list(conversation.tools))))
+
+
 def _flags(token: AddedToken | Any) -> tuple[bool, ...]:
     return token.lstrip, token.rstrip, token.single_word, token.normalized
 
@@ -131,10 +168,10 @@ def _put_back(ids: list[int], stand_in_ids: set[int | None], control_ids: list[i
 
 
 def _unused_character(conversation: Conversation) -> str:
-    used = {c for m in conversation.messages for c in m.content}
-    for code in _PRIVATE_USE:
-        if chr(code) not in used and "\U0010fffd" not in used:
-            return chr(code)
+    used = {c for text in _strings(conversation) for c in text}
+    free = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
+    if "\U0010fffd" not in used and (character := next(free, None)):
+        return character
     raise BadRow(
         "control_token_in_text", "the text spells a control token and uses the private characters needed to escape it"
     )

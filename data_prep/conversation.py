@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 class BadRow(ValueError):
@@ -22,15 +23,35 @@ class BadRow(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the model asks for."""
+
+    name: str
+    arguments: dict[str, Any]  # JSON
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form that chat templates take."""
+        return {"type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn."""
 
     role: str  # one of ROLES
     content: str
+    train: bool | None = None  # whether the row marks this turn as to be trained; None: it says nothing
+    reasoning: str | None = None  # what the model thinks before it answers
+    tool_calls: tuple[ToolCall, ...] = ()
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, Any]:
         """The form that chat templates take."""
-        return {"role": self.role, "content": self.content}
+        message: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.reasoning is not None:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [call.as_dict() for call in self.tool_calls]
+        return message
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +61,36 @@ class Conversation:
     messages: tuple[Message, ...]
     source: str  # the source's name in the recipe
     row: int  # 0-based row number within the source
+    tools: tuple[dict[str, Any], ...] = ()  # JSON schemas of the functions that the model may call
 
-    def as_dicts(self) -> list[dict[str, str]]:
+    def as_dicts(self) -> list[dict[str, Any]]:
         """The messages in the form that chat templates take."""
         return [m.as_dict() for m in self.messages]
 
+    def text(self) -> str:
+        """All contents, one after the other: what statistics and filters look at."""
+        return "\n".join(m.content for m in self.messages)
+
     def content_hash(self) -> int:
-        """64-bit hash of the roles and contents alone: equal for exact duplicates, whichever source they come from."""
-        canonical = json.dumps([[m.role, m.content] for m in self.messages], ensure_ascii=True, separators=(",", ":"))
+        """64-bit hash of what is said, by whom, and what of it is trained; not of where the row comes from."""
+        canonical = json.dumps(
+            [_canonical(m) for m in self.messages] + list(self.tools), ensure_ascii=True, sort_keys=True
+        )
         return int.from_bytes(hashlib.blake2b(canonical.encode(), digest_size=8).digest(), "little")
+
+
+def _canonical(message: Message) -> list[Any]:
+    more = [message.train, message.reasoning, [[c.name, c.arguments] for c in message.tool_calls]]
+    return [message.role, message.content, *(more if more != [None, None, []] else [])]
 
 
 def validate(conversation: Conversation) -> None:
     """Refuse what no template renders meaningfully.
 
     Raises:
-        BadRow: no messages, an unknown role, a system message that is not first, an empty assistant or user turn, no
-            assistant turn, no user turn before the first assistant turn, or text that UTF-8 cannot encode.
+        BadRow: no messages, an unknown role, a system message that is not first, an empty turn, no assistant turn, no
+            user turn before the first assistant turn, tool calls outside assistant turns, or text that UTF-8 cannot
+            encode.
     """
     messages = conversation.messages
     if not messages:
@@ -70,15 +104,19 @@ def validate(conversation: Conversation) -> None:
         raise BadRow("no_user_turn", f"roles are {roles}: no user turn before the first answer")
 
 
+_EMPTY = {"assistant": "empty_output", "user": "empty_input", "system": "empty_system", "tool": "empty_tool_result"}
+
+
 def _validate_message(message: Message, position: int) -> None:
     if message.role not in ROLES:
         raise BadRow("unknown_role", f"message {position} has role {message.role!r}; known roles: {ROLES}")
     if message.role == "system" and position > 0:
         raise BadRow("system_not_first", f"message {position} is a system message; only the first one may be")
-    if not message.content.strip():
-        reason = {"assistant": "empty_output", "user": "empty_input"}.get(message.role, "empty_system")
-        raise BadRow(reason, f"message {position} ({message.role}) is empty")
+    if message.tool_calls and message.role != "assistant":
+        raise BadRow("tool_call", f"message {position} ({message.role}) calls a tool; only the assistant may")
+    if not message.content.strip() and not message.tool_calls:
+        raise BadRow(_EMPTY[message.role], f"message {position} ({message.role}) is empty")
     try:
-        message.content.encode("utf-8")
+        (message.content + (message.reasoning or "")).encode("utf-8")
     except UnicodeEncodeError as error:
         raise BadRow("not_unicode", f"message {position} holds a lone surrogate at character {error.start}") from None

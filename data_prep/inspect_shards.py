@@ -82,7 +82,9 @@ def row_problems(row: dict[str, Any], manifest: dict[str, Any]) -> Iterator[str]
     ends, start = set(manifest["end_token_ids"]), 0
     for number, length in enumerate(lengths):
         mine = labels[start : start + length]
-        if not (mine != -100).any() or int(mine[mine != -100][-1]) not in ends:
+        last = mine[mine != -100][-1] if (mine != -100).any() else None
+        was_cut = last is not None and mine[-1] != -100 and manifest["recipe"]["too_long"] == "truncate"
+        if last is None or (int(last) not in ends and not was_cut):
             yield f"document {number} trains no token, or does not train the end of its last turn"
         start += length
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.pack_stage import ShardTask
+from data_prep.parts import Part
 from data_prep.recipe import Recipe
 from data_prep.rendering import Renderer, fingerprint
 from data_prep.shards import FORMAT_VERSION, SPLITS, TOKENIZER_DIR, sync_directory, write_atomically
-from data_prep.tokenize_stage import Part
 
 _LIBRARIES = ("packhaul", "tokenizers", "transformers", "pyarrow", "numpy")
 

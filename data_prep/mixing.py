@@ -24,6 +24,7 @@ class Documents:
     trained: np.ndarray  # int32, trained tokens
     content: np.ndarray  # uint64, content hash
     source: np.ndarray  # int32, index into recipe.sources
+    row: np.ndarray  # int64, row in the raw source; a row that was split is several documents, one after the other
 
     def __len__(self) -> int:
         return int(self.length.size)
@@ -41,7 +42,7 @@ class Mixture:
 
 def mix(documents: Documents, recipe: Recipe) -> Mixture:
     """Apply the recipe's `deduplicate`, `take`, `eval_fraction` and `weight`, in that order."""
-    duplicate_of = find_duplicates(documents.content) if recipe.deduplicate else np.full(len(documents), -1, np.int64)
+    duplicate_of = find_duplicates(documents) if recipe.deduplicate else np.full(len(documents), -1, np.int64)
     rank = selection_order(documents.content, recipe.seed)
     split = np.full(len(documents), UNUSED, dtype=np.int8)
     for index, source in enumerate(recipe.sources):
@@ -54,11 +55,12 @@ def mix(documents: Documents, recipe: Recipe) -> Mixture:
     return Mixture(split, copies, duplicate_of, _shares(documents, recipe, split, copies))
 
 
-def find_duplicates(content: np.ndarray) -> np.ndarray:
-    """(documents,) int64: the first document with the same content, or -1 for the first one itself."""
-    _, first, inverse = np.unique(content, return_index=True, return_inverse=True)
+def find_duplicates(documents: Documents) -> np.ndarray:
+    """(documents,) int64: the first document with the same content, or -1 if it is of the same row."""
+    _, first, inverse = np.unique(documents.content, return_index=True, return_inverse=True)
     original = first[inverse]
-    return np.where(original == np.arange(content.size), -1, original)
+    own = (documents.row[original] == documents.row) & (documents.source[original] == documents.source)
+    return np.where(own, -1, original)
 
 
 def selection_order(content: np.ndarray, seed: int) -> np.ndarray:
@@ -82,7 +84,7 @@ def _split_eval(documents: Documents, recipe: Recipe, rank: np.ndarray, split: n
     held_out = np.zeros(len(documents), dtype=bool)
     seen_earlier = np.zeros(len(documents), dtype=bool)
     if not recipe.deduplicate:  # a content belongs to the first source that has it
-        seen_earlier = find_duplicates(documents.content) >= 0
+        seen_earlier = find_duplicates(documents) >= 0
     for index, source in enumerate(recipe.sources):
         fraction = recipe.eval_fraction if source.eval_fraction is None else source.eval_fraction
         mine = np.flatnonzero((documents.source == index) & (split == TRAIN) & ~seen_earlier)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.parts import Part
 from data_prep.recipe import Recipe
 from data_prep.shards import to_json, write_atomically, write_shard
-from data_prep.tokenize_stage import Part
 
 
 @dataclass(frozen=True, slots=True)

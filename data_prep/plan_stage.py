@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import numpy as np
 
 from data_prep.mixing import EVAL, TRAIN, Documents, Mixture, mix
 from data_prep.packing import pack
+from data_prep.parts import Part
 from data_prep.recipe import Recipe
 from data_prep.shards import SPLITS, to_json, write_atomically
-from data_prep.tokenize_stage import Part
 
 _SPLIT_CODES = {"train": TRAIN, "eval": EVAL}
 
@@ -39,7 +40,7 @@ def load_documents(parts: list[Part], recipe: Recipe) -> tuple[Documents, np.nda
         columns["part"].append(np.full(size, number, dtype=np.int32))
         columns["source"].append(np.full(size, names[part.slice.source], dtype=np.int32))
     flat = {key: np.concatenate(arrays) for key, arrays in columns.items()}
-    documents = Documents(flat["length"], flat["trained"], flat["content"], flat["source"])
+    documents = Documents(flat["length"], flat["trained"], flat["content"], flat["source"], flat["row"])
     return documents, flat["part"], flat["row"]
 
 
@@ -110,27 +111,36 @@ def _source_counts(documents: Documents, mixture: Mixture, parts: list[Part], re
     result = []
     for index, source in enumerate(recipe.sources):
         counts = [p.counts() for p in parts if p.slice.source == source.name]
-        dropped: dict[str, int] = {}
-        for c in counts:
-            for reason, number in c["dropped"].items():
-                dropped[reason] = dropped.get(reason, 0) + number
+        dropped, changed, lost_tokens = (_total(counts, key) for key in ("dropped", "changed", "lost_tokens"))
         mine = documents.source == index
-        duplicates = int((mixture.duplicate_of[mine] >= 0).sum())
+        repeated = mine & (mixture.duplicate_of >= 0)
+        duplicates = int(np.unique(documents.row[repeated]).size)
         if duplicates:
             dropped["duplicate"] = duplicates
+            lost_tokens["duplicate"] = int(documents.length[repeated].sum(dtype=np.int64))
         result.append(
             {
                 "name": source.name,
                 "rows": sum(c["rows"] for c in counts),
-                "dropped": dict(sorted(dropped.items())),
-                "kept": int(mine.sum()) - duplicates,
-                "unused": int((mixture.copies[mine] == 0).sum()) - duplicates,  # left out by `take` or `weight`
+                "dropped": dict(sorted(dropped.items())),  # rows by reason
+                "changed": changed,  # rows that were truncated or split to fit
+                "lost_tokens": dict(sorted(lost_tokens.items())),
+                "kept": sum(c["kept"] for c in counts) - duplicates,
+                "documents": int(mine.sum() - repeated.sum()),
+                "unused": int((mixture.copies[mine] == 0).sum() - repeated.sum()),  # left out by `take` or `weight`
                 "tokens": int((documents.length * mixture.copies)[mine].sum(dtype=np.int64)),
                 "trained_tokens": int((documents.trained * mixture.copies)[mine].sum(dtype=np.int64)),
                 **{k: mixture.shares[index][k] for k in ("train_documents", "train_uses", "eval_documents")},
             }
         )
     return result
+
+
+def _total(counts: list[dict[str, Any]], key: str) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for c in counts:
+        total.update(c[key])
+    return dict(total)
 
 
 def _duplicate_lines(documents: Documents, mixture: Mixture, row_of: np.ndarray, recipe: Recipe) -> bytes:

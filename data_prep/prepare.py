@@ -64,6 +64,7 @@ def prepare(recipe: Recipe, output: Path, num_workers: int = 1, keep_work: bool 
     if num_workers < 1:
         raise ValueError(f"--num-workers must be at least 1, found {num_workers}")
     started = time.monotonic()
+    recipe = _resolve_forms(recipe)
     renderer = make_renderer(recipe)
     identity = _identity(recipe, renderer)
     done = _already_complete(output, identity)
@@ -88,6 +89,27 @@ def prepare(recipe: Recipe, output: Path, num_workers: int = 1, keep_work: bool 
         shutil.rmtree(work)
     _print_summary(manifest, output, time.monotonic() - started)
     return manifest
+
+
+def _resolve_forms(recipe: Recipe) -> Recipe:
+    """The recipe with each source's form known and checked against its first rows.
+
+    Raises:
+        ValueError: a file that is not there, or a form or column that no row has.
+    """
+    from data_prep.readers import read_slice, slice_source
+    from data_prep.sources import check_columns, resolve_form
+
+    sources = []
+    for source in recipe.sources:
+        rows = chain.from_iterable(read_slice(source, piece) for piece in slice_source(source, recipe.rows_per_slice))
+        first_rows = list(islice(rows, 100))
+        resolved = resolve_form(source, first_rows)
+        if source.form == "auto":
+            print(f"source {source.name}: form {resolved.form}, columns {resolved.columns or 'as usual'}")
+        check_columns(resolved, first_rows)
+        sources.append(resolved)
+    return recipe.model_copy(update={"sources": sources})
 
 
 def _identity(recipe: Recipe, renderer: Any) -> dict[str, Any]:
@@ -129,14 +151,36 @@ def _already_complete(output: Path, identity: dict[str, Any]) -> dict[str, Any] 
 def _find_parts(recipe: Recipe, work: Path, identity: dict[str, Any]) -> list[Any]:
     """Slice every source. A part's folder is named by what decides its bytes, so that a changed recipe reuses no part
     wrongly, and reuses all parts when only the mixture has changed."""
-    from data_prep.readers import read_slice, slice_source
-    from data_prep.sources import check_columns
-    from data_prep.tokenize_stage import Part
+    from data_prep.parts import Part
+    from data_prep.readers import slice_source
 
-    shared = ("tokenizer", "chat_template", "seq_len", "control_tokens", "bad_rows", "too_long", "rows_per_slice")
+    shared: tuple[str, ...] = (
+        "tokenizer",
+        "chat_template",
+        "seq_len",
+        "train_on",
+        "reasoning",
+        "control_tokens",
+        "bad_rows",
+        "too_long",
+    )
+    shared += ("rows_per_slice",)
     parts = []
     for source in recipe.sources:
-        own = ("name", "path", "dataset", "subset", "split", "revision", "form", "columns", "system", "first")
+        own = (
+            "name",
+            "path",
+            "dataset",
+            "subset",
+            "split",
+            "revision",
+            "form",
+            "columns",
+            "roles",
+            "placeholders",
+            "system",
+            "first",
+        )
         key = {
             **{k: identity["recipe"][k] for k in shared},
             **{k: source.model_dump(mode="json")[k] for k in own},
@@ -144,8 +188,6 @@ def _find_parts(recipe: Recipe, work: Path, identity: dict[str, Any]) -> list[An
             "input": identity["inputs"][source.name],
         }
         slices = slice_source(source, recipe.rows_per_slice)
-        rows = chain.from_iterable(read_slice(source, piece) for piece in slices)
-        check_columns(source, list(islice(rows, 100)))
         parts += [Part(work / f"tokenize-{_digest(key)}", piece) for piece in slices]
     if not parts:
         raise ValueError("the sources hold no rows")

@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-Form = Literal["alpaca", "dolly", "question_answer", "prompt_completion", "messages"]
+from data_prep.strict_files import read_yaml
+
+Form = Literal["auto", "alpaca", "dolly", "question_answer", "prompt_completion", "messages", "sharegpt"]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 Count = Annotated[int, Field(gt=0)]
 
@@ -21,10 +22,12 @@ FORM_COLUMNS: dict[str, dict[str, str]] = {
     "dolly": {"instruction": "instruction", "context": "context", "response": "response"},
     "question_answer": {"question": "question", "answer": "answer"},
     "prompt_completion": {"prompt": "prompt", "completion": "completion"},
-    "messages": {"messages": "messages"},
+    "messages": {"messages": "messages", "tools": "tools"},
+    "sharegpt": {"conversations": "conversations", "tools": "tools"},
+    "auto": {},
 }
 # Columns that a row may lack; every other column of its form must be there.
-OPTIONAL_COLUMNS = frozenset({"input", "context", "system"})
+OPTIONAL_COLUMNS = frozenset({"input", "context", "system", "tools"})
 
 
 class _Strict(BaseModel):
@@ -40,8 +43,12 @@ class Source(_Strict):
     subset: str | None = None  # the hub data set's configuration name
     split: str = "train"
     revision: str | None = None
-    form: Form
+    format: Literal["auto", "json", "jsonl", "csv", "tsv", "parquet", "arrow"] = "auto"  # auto: by suffix and content
+    encoding: str | None = None  # of text files, such as "cp949"; detected where it is not given
+    form: Form = "auto"  # auto: recognised by the columns of the first rows
     columns: dict[str, str] = {}
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = {}  # the data's role names: ours, where unusual
+    placeholders: dict[str, str] = {}  # {{name}} in any text -> what to put there
     system: str | None = None  # a constant system prompt for rows that have none
     first: Count | None = None  # read only the first N rows
     take: Count | Share | None = None  # of the rows kept: a number, or a share below 1, chosen by the seed
@@ -65,6 +72,8 @@ class Source(_Strict):
             raise ValueError(f"source {self.name!r}: give either `path` (local files) or `dataset` (a hub id)")
         if self.path is not None and (self.subset or self.revision or self.split != "train"):
             raise ValueError(f"source {self.name!r}: `subset`, `split` and `revision` belong to a hub `dataset`")
+        if self.form == "auto" and self.columns:
+            raise ValueError(f"source {self.name!r}: `columns` needs a `form` to belong to; auto maps columns itself")
         known = {*FORM_COLUMNS[self.form], "system"}
         for key in self.columns:
             if key not in known:
@@ -89,9 +98,11 @@ class Recipe(_Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     eval_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05  # of each source's distinct conversations
     deduplicate: bool = True  # exact duplicates of a whole conversation, within and across sources
-    control_tokens: Literal["escape", "reject"] = "escape"  # content that spells a control token
+    train_on: Literal["all", "last", "flags"] = "all"  # assistant turns: all not flagged off, the last, those flagged
+    reasoning: Literal["keep", "strip"] = "keep"  # the model's thoughts before an answer
+    control_tokens: Literal["escape", "reject", "allow"] = "escape"  # content that spells a control token
     bad_rows: Literal["skip", "refuse"] = "skip"  # a row that cannot be used: count and list it, or stop
-    too_long: Literal["drop", "refuse"] = "drop"  # a conversation longer than seq_len
+    too_long: Literal["drop", "truncate", "split", "refuse"] = "drop"  # a conversation longer than seq_len
     weight_unit: Literal["trained_tokens", "tokens", "rows"] = "trained_tokens"  # what `weight` shares out
     max_repeats: Annotated[float, Field(ge=1.0)] = 1.0  # how often a weighted source's rows may be used at most
     rows_per_slice: Annotated[int, Field(ge=1)] = 10_000  # raw rows of one restartable piece of work
@@ -117,13 +128,9 @@ def load_recipe(path: str | Path) -> Recipe:
         ValueError: not YAML, an unknown key (with the nearest known one), or a value out of range; names the file.
     """
     try:
-        raw: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"recipe {path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"recipe {path}: not readable as YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"recipe {path}: expected a mapping of keys, found {type(raw).__name__}")
+        raw, _ = read_yaml(path)
+    except ValueError as error:
+        raise ValueError(f"recipe {error}") from None
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:

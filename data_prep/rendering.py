@@ -8,6 +8,7 @@ that straddles a mark is an error, not a guess: at inference the prompt ends exa
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100  # torch's cross-entropy skips it
 Span = tuple[int, int]  # first and one past the last character
+_INLINE_REASONING = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +44,36 @@ class TokenizedExample:
 class Renderer:
     """Renders conversations with one tokenizer and one chat template.
 
+    Args:
+        control_tokens: what to do with text that spells a control token: "escape", "reject" or "allow".
+        train_on: which assistant turns: "all" not flagged off, the "last", or those that "flags" mark.
+        reasoning: "keep" or "strip" the model's thoughts.
+
     Raises:
         ValueError: the template cannot be trained on with this tokenizer (found on a probe conversation).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, control_tokens: str = "escape"):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: ChatTemplate,
+        *,
+        control_tokens: str = "escape",
+        train_on: str = "all",
+        reasoning: str = "keep",
+    ):
         self.tokenizer = tokenizer
         self.template = template
         self.special_ids = special_token_ids(tokenizer)
+        self.train_on = train_on
+        self.reasoning = reasoning
+        self._policy = control_tokens
         self._special_id_set = frozenset(self.special_ids.values())
         self._control = ControlTokens(tokenizer, self.special_ids)
-        self._reject = control_tokens == "reject"
+        self._native_reasoning = any(key in template.text for key in ("reasoning_content", "thinking"))
         self._template_arguments: dict[str, Any] = {**tokenizer.special_tokens_map}
+        self._lead = ""  # what the generation prompt gives of the marked text
+        self._lead = self._probe_lead()
         self.end_token_ids = self._probe()
 
     def render(self, conversations: Sequence[Conversation]) -> list[TokenizedExample | BadRow]:
@@ -62,38 +82,82 @@ class Renderer:
         plain: list[tuple[int, str, list[Span]]] = []  # (position, text, spans)
         for i, conversation in enumerate(conversations):
             try:
-                if self._control.spelled_in(conversation):
+                if self._policy != "allow" and self._control.spelled_in(conversation):
                     results[i] = self._render_escaped(conversation)
                 else:
-                    text, spans = self._render_text(conversation.as_dicts())
+                    text, spans = self._render_text(conversation)
                     plain.append((i, text, spans))
             except BadRow as bad:
                 results[i] = bad
-        encodings = self.tokenizer.backend_tokenizer.encode_batch(
-            [entry[1] for entry in plain], add_special_tokens=False
-        )
-        for (i, _, spans), encoding in zip(plain, encodings, strict=True):
-            results[i] = self._labelled(encoding, spans, encoding.ids)
+        texts = [entry[1] for entry in plain]
+        encodings = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        for (i, _, trained), encoding in zip(plain, encodings, strict=True):
+            results[i] = self._labelled(encoding, trained, encoding.ids)
         return [r for r in results if r is not None]
 
-    def _render_text(self, messages: list[dict[str, str]]) -> tuple[str, list[Span]]:
+    def _render_text(self, conversation: Conversation) -> tuple[str, list[Span]]:
+        """The text, and the spans of the assistant turns that are trained."""
+        messages = self._template_messages(conversation)
+        tools = list(conversation.tools) or None
         if self.template.has_marks:
-            text, spans = self._apply(messages, with_spans=True)
+            text, marked = self._apply(messages, tools, with_spans=True)
+            spans = _merge_adjacent(marked)
         else:
-            text, spans = self._derive_spans(messages)
-        if not spans:
-            raise BadRow("no_trained_tokens", "the template marks no assistant turn of this conversation")
-        return text, spans
+            text, spans = self._derive_spans(messages, tools)
+        return text, [self._without_lead(text, s) for s in self._trained_spans(conversation, spans)]
+
+    def _template_messages(self, conversation: Conversation) -> list[dict[str, Any]]:
+        self._check_supported(conversation)
+        messages = conversation.as_dicts()
+        for message in messages:
+            reasoning = message.get("reasoning_content")
+            if self.reasoning == "strip":
+                message.pop("reasoning_content", None)
+                if message["role"] == "assistant":
+                    message["content"] = _INLINE_REASONING.sub("", message["content"])
+            elif reasoning is not None and not self._native_reasoning:
+                # The form that templates with reasoning of their own use as well.
+                del message["reasoning_content"]
+                message["content"] = f"<think>\n{reasoning.strip()}\n</think>\n\n{message['content']}"
+        return messages
+
+    def _check_supported(self, conversation: Conversation) -> None:
+        """A template that never mentions tools would leave them out without a word."""
+        for name, used in (("tools", bool(conversation.tools)), ("tool_calls", _has_calls(conversation))):
+            if used and name not in self.template.text:
+                raise BadRow(
+                    "tools_not_in_template",
+                    f"the row has {name}, which the chat template {self.template.origin!r} leaves out: choose one with "
+                    "tools, such as qwen2_5, qwen3 or the tokenizer's own",
+                )
+
+    def _trained_spans(self, conversation: Conversation, spans: list[Span]) -> list[Span]:
+        turns = [m for m in conversation.messages if m.role == "assistant"]
+        if len(spans) != len(turns):
+            raise BadRow("marks_differ", f"the template marks {len(spans)} texts, the row has {len(turns)} answers")
+        chosen = {
+            "all": [m.train is not False for m in turns],
+            "last": [m.train is not False and m is turns[-1] for m in turns],
+            "flags": [m.train is True for m in turns],
+        }[self.train_on]
+        if not any(chosen):
+            raise BadRow("no_trained_tokens", f"train_on: {self.train_on} leaves no answer of this row to train on")
+        return [span for span, is_chosen in zip(spans, chosen, strict=True) if is_chosen]
+
+    def _without_lead(self, text: str, span: Span) -> Span:
+        start, end = span
+        return (start + len(self._lead), end) if text.startswith(self._lead, start) else span
 
     def _apply(
-        self, messages: list[dict[str, str]], *, with_spans: bool = False, prompt: bool = False
-    ) -> tuple[str, Any]:
+        self, messages: list[dict[str, Any]], tools: list[Any] | None, *, with_spans: bool = False, prompt: bool = False
+    ) -> tuple[str, list[Span]]:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            texts, spans = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 [messages],
+                tools=tools,
                 chat_template=self.template.text,
                 return_assistant_tokens_mask=with_spans,
                 add_generation_prompt=prompt,
@@ -101,17 +165,18 @@ class Renderer:
             )
         except TemplateError as error:
             raise BadRow("template_refused", f"the chat template raises: {error}") from None
-        return texts[0], [tuple(s) for s in spans[0]] if with_spans else []
+        texts, spans = rendered
+        return texts[0], [(start, end) for start, end in spans[0]] if with_spans else []
 
-    def _derive_spans(self, messages: list[dict[str, str]]) -> tuple[str, list[Span]]:
+    def _derive_spans(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> tuple[str, list[Span]]:
         """Spans of a template without marks: what a turn adds after its generation prompt."""
-        text, _ = self._apply(messages)
+        text, _ = self._apply(messages, tools)
         spans = []
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            prompt, _ = self._apply(messages[:i], prompt=True)
-            until, _ = self._apply(messages[: i + 1])
+            prompt, _ = self._apply(messages[:i], tools, prompt=True)
+            until, _ = self._apply(messages[: i + 1], tools)
             if not (text.startswith(until) and until.startswith(prompt)):
                 raise BadRow(
                     "template_not_prefix",
@@ -122,11 +187,11 @@ class Renderer:
         return text, spans
 
     def _render_escaped(self, conversation: Conversation) -> TokenizedExample | BadRow:
-        if self._reject:
+        if self._policy == "reject":
             found = self._control.spelled_in(conversation)
             raise BadRow("control_token_in_text", f"the text spells the control token {found!r}")
         shielded, restore = self._control.shield(conversation)
-        text, spans = self._render_text(shielded.as_dicts())
+        text, spans = self._render_text(shielded)
         encoding, ids, spans = restore(text, spans)
         return self._labelled(encoding, spans, ids)
 
@@ -152,14 +217,14 @@ class Renderer:
         first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
         if start >= end or first is None or last is None:
             raise BadRow("no_trained_tokens", f"no token begins at character {start} or ends at {end}")
-        offsets = encoding.offsets
-        while last + 1 < len(offsets) and offsets[last + 1][0] < end:  # the bytes of one character share its offsets
-            last += 1
-        if offsets[first][0] != start or offsets[last][1] != end:
+        while (after := encoding.token_to_chars(last + 1)) is not None and after[0] < end:
+            last += 1  # the bytes of one character share its offsets
+        begins, ends = encoding.token_to_chars(first), encoding.token_to_chars(last)
+        if begins is None or ends is None or begins[0] != start or ends[1] != end:
             raise BadRow(
                 "straddling_token",
-                f"a token covers characters {offsets[first]} or {offsets[last]}, but {span} is trained: the text "
-                "there merges with the template's (a leading line break, say)",
+                f"a token covers characters {begins} or {ends}, but {span} is trained: the text there merges with the "
+                "template's (a leading line break, say)",
             )
         return first, last
 
@@ -177,11 +242,34 @@ class Renderer:
             )
         return end
 
+    def _probe_lead(self) -> str:
+        """What stands both in the generation prompt and in the marks: the model is given it, so it is not trained.
+
+        Raises:
+            ValueError: the marks begin after the generation prompt ends, so the model would have to begin its answer
+                with text it is never trained on.
+        """
+        turns = [m.as_dict() for m in _PROBE]
+        try:
+            text, spans = self._apply(turns, None, with_spans=True)
+            prompt, _ = self._apply(turns[:1], None, prompt=True)
+        except BadRow:
+            return ""  # the whole probe says it better
+        if not self.template.has_marks or not spans:
+            return ""
+        start = spans[0][0]
+        if not text.startswith(prompt) or len(prompt) < start:
+            raise ValueError(
+                f"chat_template {self.template.origin!r}: what is trained begins after {text[:start][-40:]!r}, but the "
+                f"generation prompt ends in {prompt[-40:]!r}: at inference the model would begin with text that it was "
+                "never trained on. Let `add_generation_prompt` end where `{% generation %}` begins"
+            )
+        return prompt[start:]
+
     def _probe(self) -> list[int]:
         """Render a two-turn conversation: what fails here fails for every row. Returns the ids that end a turn."""
-        turns = (Message("user", "Say hello."), Message("assistant", "Hello."))
-        probe = Conversation(turns, "probe", 0)
-        example = self.render([probe])[0]
+        flagged = (_PROBE[0], Message("assistant", _PROBE[1].content, train=True))
+        example = self.render([Conversation(flagged, "probe", 0)])[0]
         if isinstance(example, BadRow):
             raise ValueError(
                 f"chat_template {self.template.origin!r} cannot be trained on with the tokenizer "
@@ -190,9 +278,23 @@ class Renderer:
         trained = example.input_ids[example.labels != IGNORE_INDEX]
         return sorted({int(trained[-1])})
 
-    def coloured(self, input_ids: Sequence[int], labels: Sequence[int]) -> str:
-        """The decoded row with the trained tokens in green and the others dim, for a terminal."""
-        return coloured(self.tokenizer, input_ids, labels)
+
+_PROBE = (Message("user", "Say hello."), Message("assistant", "Hello."))
+
+
+def _has_calls(conversation: Conversation) -> bool:
+    return any(m.tool_calls for m in conversation.messages)
+
+
+def _merge_adjacent(spans: list[Span]) -> list[Span]:
+    """Marks that follow each other without a gap belong to one turn (some templates mark the end token by itself)."""
+    merged: list[Span] = []
+    for start, end in spans:
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], end)
+        else:
+            merged.append((start, end))
+    return merged
 
 
 def coloured(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], labels: Sequence[int]) -> str:

@@ -10,7 +10,7 @@
     eval/00000.arrow ...     the same for the held-out documents
     dropped/SOURCE.jsonl     every row that was not used, with its reason
 
-This module is the only one that `train` imports from `data_prep`.
+`train` imports nothing else from `data_prep` (beside the readers of strict_files).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def write_shard(path: Path, rows: Sequence[dict[str, np.ndarray]]) -> dict[str, 
         rows: packed rows: COLUMNS -> (n,) int32 arrays.
 
     Returns:
-        The manifest's entry of the shard: rows, tokens, bytes, sha256.
+        The manifest's entry of the shard: rows, tokens, max_token_id, bytes, sha256.
     """
     import pyarrow as pa
 
@@ -79,8 +79,9 @@ def write_shard(path: Path, rows: Sequence[dict[str, np.ndarray]]) -> dict[str, 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, data)
     tokens = sum(int(row["seq_lengths"].sum()) for row in rows)
+    largest = max(int(row["input_ids"].max()) for row in rows)
     digest = hashlib.sha256(data).hexdigest()
-    return {"rows": len(rows), "tokens": tokens, "bytes": len(data), "sha256": digest}
+    return {"rows": len(rows), "tokens": tokens, "max_token_id": largest, "bytes": len(data), "sha256": digest}
 
 
 def _record_batch(rows: Sequence[dict[str, np.ndarray]], schema: pa.Schema) -> pa.RecordBatch:

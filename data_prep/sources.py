@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from data_prep.chat_forms import kind, names, read_messages, read_tools
 from data_prep.conversation import BadRow, Conversation, Message, validate
 from data_prep.readers import RawRow
 from data_prep.recipe import FORM_COLUMNS, OPTIONAL_COLUMNS, Source
 
 Row = dict[str, Any]
+_PLACEHOLDER = re.compile(r"{{\s*(\w+)\s*}}")
+# Other usual names of columns, by which form `auto` recognises a form; tried in this order.
+_AUTO: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
+    ("messages", {"messages": ("messages",)}),
+    ("sharegpt", {"conversations": ("conversations", "conversation")}),
+    ("alpaca", {"instruction": ("instruction",), "output": ("output",)}),
+    ("dolly", {"instruction": ("instruction",), "response": ("response",)}),
+    ("prompt_completion", {"prompt": ("prompt",), "completion": ("completion", "response", "chosen")}),
+    ("question_answer", {"question": ("question", "Question", "Q", "query"), "answer": ("answer", "Answer", "A")}),
+)
 
 
 def to_conversation(source: Source, row: RawRow, *, input_separator: str = "\n\n") -> Conversation:
@@ -29,7 +42,9 @@ def to_conversation(source: Source, row: RawRow, *, input_separator: str = "\n\n
     system = _system(source, row.value)
     if system is not None and not (turns and turns[0].role == "system"):
         turns.insert(0, Message("system", system))
-    conversation = Conversation(tuple(turns), source.name, row.number)
+    conversation = Conversation(tuple(turns), source.name, row.number, _tools(source, row.value))
+    if source.placeholders:
+        conversation = _fill(conversation, source.placeholders)
     validate(conversation)
     return conversation
 
@@ -56,6 +71,26 @@ def check_columns(source: Source, rows: Sequence[RawRow]) -> None:
             raise ValueError(_explain_missing(source, key, found, rows))
 
 
+def resolve_form(source: Source, rows: Sequence[RawRow]) -> Source:
+    """The source with its form, recognised by the columns of its first rows where the recipe says `auto`.
+
+    Raises:
+        ValueError: no form fits the columns found.
+    """
+    if source.form != "auto" or not rows:
+        return source
+    found = list(dict.fromkeys(name for row in rows if isinstance(row.value, dict) for name in row.value))
+    for form, wanted in _AUTO:
+        columns = {key: next((c for c in usual if c in found), None) for key, usual in wanted.items()}
+        if None not in columns.values():
+            mapped = {key: c for key, c in columns.items() if c and c != FORM_COLUMNS[form][key]}
+            return source.model_copy(update={"form": form, "columns": mapped})
+    raise ValueError(
+        f"source {source.name!r}: form auto fits none of the columns found: {names(found)}. Say which `form` it is "
+        f"({', '.join(form for form in FORM_COLUMNS if form != 'auto')}) and map its `columns`"
+    )
+
+
 # Forms.
 
 
@@ -70,7 +105,11 @@ def _turns(source: Source, row: Row, input_separator: str) -> list[Message]:
         case "prompt_completion":
             return _prompt_completion(source, row)
         case "messages":
-            return _messages(_cell(source, row, "messages"), f"column {source.column('messages')!r}")
+            return _chat(source, row, "messages")
+        case "sharegpt":
+            return _chat(source, row, "conversations")
+        case "auto":
+            raise AssertionError("resolve_form comes first")
 
 
 def _alpaca(source: Source, row: Row, input_separator: str) -> list[Message]:
@@ -90,11 +129,10 @@ def _question_answer(source: Source, row: Row) -> list[Message]:
 
 
 def _prompt_completion(source: Source, row: Row) -> list[Message]:
-    """Two strings, or two lists of messages, of which the second continues the first."""
+    """Two strings, or two lists of messages, of which the second continues the first; only the second is trained."""
     prompt = _text_or_messages(source, row, "prompt", "user", "empty_input")
-    if any(message.role == "assistant" for message in prompt):
-        raise BadRow("untrained_turn", "the prompt holds an assistant turn, which would be trained: use form messages")
-    return prompt + _text_or_messages(source, row, "completion", "assistant", "empty_output")
+    untrained = [replace(m, train=False) if m.role == "assistant" else m for m in prompt]
+    return untrained + _text_or_messages(source, row, "completion", "assistant", "empty_output")
 
 
 def _text_or_messages(source: Source, row: Row, key: str, role: str, empty: str) -> list[Message]:
@@ -103,49 +141,30 @@ def _text_or_messages(source: Source, row: Row, key: str, role: str, empty: str)
         return [Message(role, _text(source, row, key, empty))]
     if not cell:
         raise BadRow(empty, f"column {source.column(key)!r} is an empty list")
-    return _messages(cell, f"column {source.column(key)!r}")
+    return read_messages(cell, source.roles, f"column {source.column(key)!r}")
 
 
-def _messages(cell: Any, where: str) -> list[Message]:
-    if cell is None:
-        return []
-    if not isinstance(cell, list):
-        raise BadRow("not_messages", f"{where}: expected a list of messages with role and content, found {_kind(cell)}")
-    return [_message(item, f"{where}, message {number}") for number, item in enumerate(cell)]
+def _chat(source: Source, row: Row, key: str) -> list[Message]:
+    return read_messages(_cell(source, row, key), source.roles, f"column {source.column(key)!r}")
 
 
-def _message(item: Any, where: str) -> Message:
-    if not isinstance(item, dict) or not {"role", "content"} <= item.keys():
-        hint = "; ShareGPT's from and value are not read" if isinstance(item, dict) and "from" in item else ""
-        raise BadRow("not_messages", f"{where}: expected role and content, found {_kind(item)}{hint}")
-    _refuse_what_would_be_lost(item, where)
-    if not isinstance(item["role"], str):
-        raise BadRow("unknown_role", f"{where}: expected the name of a role, found {_kind(item['role'])}")
-    return Message(item["role"], _content(item["content"], where))
+def _tools(source: Source, row: Row) -> tuple[Row, ...]:
+    if "tools" not in FORM_COLUMNS[source.form]:
+        return ()
+    return read_tools(row.get(source.column("tools")), f"column {source.column('tools')!r}")
 
 
-def _refuse_what_would_be_lost(item: Row, where: str) -> None:
-    """What Message cannot hold: without it the model would learn something else than the row says."""
-    for key in ("tool_calls", "function_call"):
-        if item.get(key):
-            raise BadRow("tool_call", f"{where} has {key!r}: tool calls are not read")
-    is_untrained = item.get("train") is False or 0 in (item.get("weight"), item.get("loss_weight"))
-    if item["role"] == "assistant" and is_untrained:
-        raise BadRow("untrained_turn", f"{where} is marked as not to be trained: single turns cannot be left out")
+def _fill(conversation: Conversation, values: Mapping[str, str]) -> Conversation:
+    """Fill {{name}} placeholders; names that the recipe does not give stay as they are."""
 
+    def fill(text: str) -> str:
+        return _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), text)
 
-def _content(content: Any, where: str) -> str:
-    """A string, or a list of text parts, joined. None, as in a message of nothing but a tool call, is empty."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise BadRow("not_text", f"{where}: expected content as text, found {_kind(content)}")
-    for number, part in enumerate(content):
-        if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
-            raise BadRow("not_text", f"{where}, part {number}: expected type 'text' with a text, found {_kind(part)}")
-    return "".join(part["text"] for part in content)
+    messages = (
+        replace(m, content=fill(m.content), reasoning=None if m.reasoning is None else fill(m.reasoning))
+        for m in conversation.messages
+    )
+    return replace(conversation, messages=tuple(messages))
 
 
 def _one_turn(user: str, assistant: str) -> list[Message]:
@@ -168,7 +187,7 @@ def _cell(source: Source, row: Row, key: str) -> Any:
     column = source.column(key)
     if column not in row:
         near = _nearest(column, list(row)) or "YOUR_COLUMN"
-        detail = f"expected column {column!r} (form {source.form}); found columns {_names(row)}"
+        detail = f"expected column {column!r} (form {source.form}); found columns {names(row)}"
         raise BadRow("missing_column", f"{detail}; map it with `columns: {{{key}: {near}}}`")
     return row[column]
 
@@ -176,7 +195,7 @@ def _cell(source: Source, row: Row, key: str) -> Any:
 def _text(source: Source, row: Row, key: str, empty: str) -> str:
     cell = _cell(source, row, key)
     if cell is not None and not isinstance(cell, str):
-        raise BadRow("not_text", f"column {source.column(key)!r}: expected text, found {_kind(cell)}")
+        raise BadRow("not_text", f"column {source.column(key)!r}: expected text, found {kind(cell)}")
     if cell is None or not cell.strip():
         raise BadRow(empty, f"column {source.column(key)!r} is {'null' if cell is None else 'empty or blank'}")
     return cell
@@ -185,24 +204,8 @@ def _text(source: Source, row: Row, key: str, empty: str) -> str:
 def _optional_text(source: Source, row: Row, key: str) -> str | None:
     cell = row.get(source.column(key))
     if cell is not None and not isinstance(cell, str):
-        raise BadRow("not_text", f"column {source.column(key)!r}: expected text, found {_kind(cell)}")
+        raise BadRow("not_text", f"column {source.column(key)!r}: expected text, found {kind(cell)}")
     return cell if cell is not None and cell.strip() else None
-
-
-def _kind(value: Any) -> str:
-    """What a value is, in JSON's words and in bounded length, whatever is nested in it."""
-    match value:
-        case None:
-            return "null"
-        case bool() | int() | float():
-            return f"{'a truth value' if isinstance(value, bool) else 'a number'} ({value!r:.40})"
-        case str():
-            return f"text ({value[:40]!r})"
-        case list():
-            return f"a list of {len(value)}"
-        case dict():
-            return f"an object with keys {_names(value)}"
-    return type(value).__name__
 
 
 # What to say.
@@ -215,7 +218,7 @@ def _explain_missing(source: Source, key: str, found: list[str], rows: Sequence[
     fitting = [form for form in FORM_COLUMNS if set(_required(form)) <= set(found)]
     return (
         f"source {source.name!r}: none of its first {len(rows)} rows, from {rows[0].where} on, has column {column!r}\n"
-        f"  form {source.form} expects columns {expected}; found columns {_names(found)}"
+        f"  form {source.form} expects columns {expected}; found columns {names(found)}"
         f"{f'; nearest: {near!r}' if near else ''}\n"
         f"  map it with `columns: {{{key}: {near or 'YOUR_COLUMN'}}}`, or choose another form; forms that fit these "
         f"columns as they are: {', '.join(fitting) or 'none'}"
@@ -229,8 +232,3 @@ def _required(form: str) -> list[str]:
 def _nearest(column: str, found: Sequence[str]) -> str | None:
     near = difflib.get_close_matches(column, found, n=1)
     return near[0] if near else None
-
-
-def _names(found: Row | Sequence[str]) -> str:
-    names = [name[:40] for name in found]
-    return f"{names[:20]} and {len(names) - 20} more" if len(names) > 20 else f"{names}"

@@ -14,7 +14,9 @@ from data_prep.recipe import Recipe
 def documents(content: list[int], source: list[int], length: list[int] | None = None) -> Documents:
     size = len(content)
     lengths = np.array(length or [10] * size, dtype=np.int32)
-    return Documents(lengths, lengths // 2, np.array(content, dtype=np.uint64), np.array(source, dtype=np.int32))
+    return Documents(
+        lengths, lengths // 2, np.array(content, dtype=np.uint64), np.array(source, dtype=np.int32), np.arange(size)
+    )
 
 
 def recipe(*sources: dict, **options) -> Recipe:
@@ -23,7 +25,7 @@ def recipe(*sources: dict, **options) -> Recipe:
 
 
 def test_duplicates_name_the_first_one():
-    assert find_duplicates(np.array([7, 3, 7, 3, 9], dtype=np.uint64)).tolist() == [-1, -1, 0, 1, -1]
+    assert find_duplicates(documents([7, 3, 7, 3, 9], [0] * 5)).tolist() == [-1, -1, 0, 1, -1]
 
 
 def test_a_duplicate_across_sources_stays_with_the_first_source():

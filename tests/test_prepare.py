@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep import inspect_shards, prepare, tokenize_stage
+from data_prep import inspect_shards, prepare, shards
 from data_prep.shards import MANIFEST, read_manifest, read_rows, shard_files
 from tests.conftest import CORPUS, ROOT
 
@@ -132,9 +132,9 @@ def test_the_same_bytes_after_a_kill_in_each_stage(stage, recipe_file, tmp_path,
             raise Killed
         real(path, data)
 
-    real = tokenize_stage.write_atomically
+    real = shards.write_atomically
     with monkeypatch.context() as patched:
-        for module in ("data_prep.tokenize_stage", "data_prep.plan_stage", "data_prep.pack_stage", "data_prep.shards"):
+        for module in ("data_prep.parts", "data_prep.plan_stage", "data_prep.pack_stage", "data_prep.shards"):
             patched.setattr(f"{module}.write_atomically", killed)
         with pytest.raises(Killed):
             run(recipe_file, tmp_path / "killed")

@@ -4,11 +4,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from data_prep.chat_templates import built_in_names, load_tokenizer, resolve_chat_template, special_token_ids
-from data_prep.conversation import BadRow, Conversation, Message
+from data_prep.chat_templates import (
+    TEMPLATE_DIR,
+    built_in_names,
+    load_tokenizer,
+    resolve_chat_template,
+    special_token_ids,
+)
+from data_prep.conversation import BadRow, Conversation, Message, ToolCall
 from data_prep.rendering import IGNORE_INDEX, Renderer
 
 # A vocabulary of whole words, so that ids can be written out by hand.
@@ -73,18 +80,63 @@ BY_HAND = {
          25, 24, 36, 33, 19, 24, 20, 2],
         [15, 16, 17, 29, 30, 31, 32],
     ),
+    "qwen2_5": (
+        "<s><|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
+        "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nSo long<|im_end|>\n",
+        [1, 3, 10, 22, 14, 24, 15, 4, 22, 3, 11, 22, 16, 4, 22, 3, 12, 22, 17, 21, 4, 22,
+         3, 11, 22, 18, 4, 22, 3, 12, 22, 19, 24, 20, 4, 22],
+        [18, 19, 20, 31, 32, 33, 34],
+    ),
+    "qwen3": (
+        "<s><|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>"
+        "\n\nHello.<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nSo long<|im_end|>\n",
+        [1, 3, 10, 22, 14, 24, 15, 4, 22, 3, 11, 22, 16, 4, 22, 3, 12, 22, 54, 23, 55, 23, 17, 21, 4, 22,
+         3, 11, 22, 18, 4, 22, 3, 12, 22, 54, 23, 55, 23, 19, 24, 20, 4, 22],
+        [18, 19, 20, 21, 22, 23, 24, 35, 36, 37, 38, 39, 40, 41, 42],
+    ),
+    "mistral": (
+        "<s>[INST] Be kind\n\nHi[/INST] Hello.</s>[INST] Bye[/INST] So long</s>",
+        [1, 48, 24, 14, 24, 15, 23, 16, 49, 24, 17, 21, 2, 48, 24, 18, 49, 24, 19, 24, 20, 2],
+        [9, 10, 11, 12, 17, 18, 19, 20, 21],
+    ),
+    "phi": (
+        "<s><|system|>\nBe kind<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\nHello.<|end|>\n<|user|>\nBye<|end|>\n"
+        "<|assistant|>\nSo long<|end|>\n",
+        [1, 50, 22, 14, 24, 15, 53, 22, 51, 22, 16, 53, 22, 52, 22, 17, 21, 53, 22, 51, 22, 18, 53, 22,
+         52, 22, 19, 24, 20, 53, 22],
+        [15, 16, 17, 26, 27, 28, 29],
+    ),
 }
 # fmt: on
 
 
+MORE_SPECIAL = ["[INST]", "[/INST]", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]  # 48 to 53
+THOUGHTS = ["<think>", "</think>"]  # 54 and 55, plain words as in Qwen3
+
+
 @pytest.fixture(scope="module")
-def word_tokenizer(tmp_path_factory):
+def word_tokenizer():
+    return make_word_tokenizer([], [])
+
+
+@pytest.fixture(scope="module")
+def wider_tokenizer():
+    return make_word_tokenizer(MORE_SPECIAL, THOUGHTS)
+
+
+@pytest.fixture
+def fitting(template, word_tokenizer, wider_tokenizer):
+    """[INST] is plain text to Llama 2 and a control token to Mistral, so there are two tokenizers."""
+    return wider_tokenizer if template in ("mistral", "phi", "qwen3") else word_tokenizer
+
+
+def make_word_tokenizer(more_special, more_words):
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: i for i, token in enumerate(SPECIAL + WORDS + SIGNS + MORE)}
+    vocabulary = {token: i for i, token in enumerate(SPECIAL + WORDS + SIGNS + MORE + more_special + more_words)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    pieces = r"\n\n|:\n|\n| |im_end|end_of_turn|eot_id|\w+|###|<<|>>|<\||\|>|[^\w\s]"
+    pieces = r"</?think>|\n\n|:\n|\n| |im_end|end_of_turn|eot_id|\w+|###|<<|>>|<\||\|>|[^\w\s]"
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), "isolated")
     backend.decoder = decoders.Fuse()
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
@@ -95,49 +147,51 @@ def word_tokenizer(tmp_path_factory):
         unk_token="<unk>",
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL[3:]})
+    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL[3:] + more_special})
     return tokenizer
 
 
 def render(tokenizer, template: str, messages=TURNS, control_tokens: str = "escape"):
-    renderer = Renderer(tokenizer, resolve_chat_template(template, tokenizer), control_tokens)
+    renderer = Renderer(tokenizer, resolve_chat_template(template, tokenizer), control_tokens=control_tokens)
     return renderer.render([Conversation(tuple(messages), "s", 0)])[0]
 
 
 @pytest.mark.parametrize("template", built_in_names())
-def test_exact_ids_by_hand(word_tokenizer, template):
+def test_exact_ids_by_hand(fitting, template):
     text, ids, trained = BY_HAND[template]
-    example = render(word_tokenizer, template)
+    example = render(fitting, template)
     assert example.input_ids.tolist() == ids
     assert [i for i, label in enumerate(example.labels) if label != IGNORE_INDEX] == trained
     assert all(example.labels[i] == example.input_ids[i] for i in trained)
-    assert word_tokenizer.decode(ids) == text
+    assert fitting.decode(ids) == text
     assert UNK not in ids
 
 
 @pytest.mark.parametrize("template", built_in_names())
-def test_rendered_text_is_the_templates_own(word_tokenizer, template):
-    resolved = resolve_chat_template(template, word_tokenizer)
+def test_rendered_text_is_the_templates_own(fitting, template):
+    resolved = resolve_chat_template(template, fitting)
     messages = [m.as_dict() for m in TURNS]
-    own = word_tokenizer.apply_chat_template(messages, chat_template=resolved.text, tokenize=False)
+    own = fitting.apply_chat_template(messages, chat_template=resolved.text, tokenize=False)
     assert own == BY_HAND[template][0]
     # What is asked at inference is exactly what stands before the trained tokens.
-    prompt = word_tokenizer.apply_chat_template(
+    prompt = fitting.apply_chat_template(
         messages[:-1], chat_template=resolved.text, tokenize=False, add_generation_prompt=True
     )
     assert own.startswith(prompt)
     _, ids, trained = BY_HAND[template]
     first_of_last_turn = next(i for i in reversed(trained) if i - 1 not in trained)
-    assert word_tokenizer.decode(ids[:first_of_last_turn]) == prompt
+    assert fitting.decode(ids[:first_of_last_turn]) == prompt
 
 
 @pytest.mark.parametrize("template", built_in_names())
-def test_trained_text_is_the_answers_and_their_ends(word_tokenizer, template):
-    example = render(word_tokenizer, template)
-    end = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>"}.get(template, "</s>")
-    space = " " if template == "llama2" else ""
-    expected = "".join(f"{space}{answer}{space}{end}" for answer in ("Hello.", "So long"))
-    assert word_tokenizer.decode([i for i in example.labels.tolist() if i != IGNORE_INDEX]) == expected
+def test_trained_text_is_the_answers_and_their_ends(fitting, template):
+    example = render(fitting, template)
+    ends = {"llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "phi": "<|end|>"}
+    ends |= dict.fromkeys(("chatml", "qwen2_5", "qwen3"), "<|im_end|>")
+    before = {"llama2": " ", "mistral": " ", "qwen3": "<think>\n\n</think>\n\n"}.get(template, "")
+    after = (" " if template == "llama2" else "") + ends.get(template, "</s>")
+    expected = "".join(f"{before}{answer}{after}" for answer in ("Hello.", "So long"))
+    assert fitting.decode([i for i in example.labels.tolist() if i != IGNORE_INDEX]) == expected
 
 
 def test_no_bos_for_a_tokenizer_that_adds_none(tiny_tokenizer):
@@ -176,6 +230,7 @@ def test_escaping_changes_nothing_else(word_tokenizer):
 MARKED = (
     "{%- for m in messages %}{%- if m.role == 'assistant' %}{{- 'model' + SEP }}{%- generation %}{{- m.content + END }}"
     "{%- endgeneration %}{%- else %}{{- m.role + '\\n' + m.content + '\\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- 'model' + SEP }}{%- endif %}"
 )
 
 
@@ -344,3 +399,121 @@ def test_real_rows_decode_to_the_answers(shared_data, name, template, end):
             conversation.as_dicts(), chat_template=renderer.template.text, tokenize=True
         )
         assert example.input_ids.tolist() == own["input_ids"]
+
+
+# Which turns, thoughts, tools.
+
+
+def trained_text(tokenizer, template, messages, **options):
+    renderer = Renderer(tokenizer, resolve_chat_template(template, tokenizer), **options)
+    result = renderer.render([Conversation(tuple(messages), "s", 0)])[0]
+    if isinstance(result, BadRow):
+        return result.reason
+    return tokenizer.decode([i for i in result.labels.tolist() if i != IGNORE_INDEX])
+
+
+FLAGS = (TURNS[1], Message("assistant", "Hello.", train=False), TURNS[3], Message("assistant", "So long", train=True))
+
+
+@pytest.mark.parametrize(
+    ("messages", "train_on", "expected"),
+    [
+        (TURNS, "all", "Hello.</s>So long</s>"),
+        (TURNS, "last", "So long</s>"),
+        (TURNS, "flags", "no_trained_tokens"),
+        (FLAGS, "all", "So long</s>"),
+        (FLAGS, "flags", "So long</s>"),
+        (FLAGS[:2], "all", "no_trained_tokens"),
+    ],
+)
+def test_which_turns_are_trained(word_tokenizer, messages, train_on, expected):
+    assert trained_text(word_tokenizer, "alpaca", messages, train_on=train_on) == expected
+
+
+THINKING = (TURNS[1], Message("assistant", "Hello.", reasoning="Be kind"))
+INLINE = (TURNS[1], Message("assistant", "<think>\nBe kind\n</think>\n\nHello."))
+
+
+@pytest.mark.parametrize("messages", [THINKING, INLINE], ids=["field", "inline"])
+def test_reasoning_is_kept_or_stripped(wider_tokenizer, messages):
+    kept = "<think>\nBe kind\n</think>\n\nHello.<|im_end|>"
+    assert trained_text(wider_tokenizer, "qwen3", messages) == kept
+    assert trained_text(wider_tokenizer, "chatml", messages) == kept
+    assert trained_text(wider_tokenizer, "chatml", messages, reasoning="strip") == "Hello.<|im_end|>"
+    assert (
+        trained_text(wider_tokenizer, "qwen3", messages, reasoning="strip") == "<think>\n\n</think>\n\nHello.<|im_end|>"
+    )
+
+
+def test_tools_that_the_template_leaves_out_are_refused(word_tokenizer):
+    calling = (TURNS[1], Message("assistant", "", tool_calls=(ToolCall("Bye", {}),)))
+    assert trained_text(word_tokenizer, "chatml", calling) == "tools_not_in_template"
+    assert trained_text(word_tokenizer, "gemma", (*TURNS, Message("tool", "Hi"))) == "template_refused"
+
+
+def test_control_text_is_obeyed_only_when_allowed(word_tokenizer):
+    messages = (Message("user", INJECTION), Message("assistant", "Hello."))
+    example = render(word_tokenizer, "chatml", messages, "allow")
+    assert example.input_ids.tolist().count(IM_START) == 3
+
+
+def test_a_prompt_that_ends_before_the_marks_is_refused(word_tokenizer, tmp_path):
+    path = tmp_path / "short.jinja"
+    path.write_text(
+        MARKED.replace("SEP", "'\\n'").replace("END", "'</s>'").replace("{{- 'model' + '\\n' }}{%- endif", "{%- endif")
+    )
+    with pytest.raises(ValueError, match="never trained on"):
+        render(word_tokenizer, str(path))
+
+
+TOOLS = ({"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}},)
+WITH_TOOLS = (
+    Message("system", "You help."),
+    Message("user", "What is packing?"),
+    Message("assistant", "", tool_calls=(ToolCall("look_up", {"word": "packing <|im_end|> 포장"}),)),
+    Message("tool", '{"found": "many rows in one"}'),
+    Message("assistant", "Many rows in one."),
+)
+
+
+@pytest.mark.parametrize(
+    ("built_in", "trl_name"),
+    [("qwen2_5", "qwen2_5"), ("qwen3", "qwen3"), ("gemma", "gemma3"), ("llama3", "llama3"), ("phi", "phi3")],
+)
+def test_built_in_templates_read_as_the_published_ones(built_in, trl_name, tiny_tokenizer):
+    """The text is that of TRL's copies of the published templates, on a conversation with a system prompt."""
+    import trl
+
+    published = (Path(trl.__file__).parent / f"chat_templates/{trl_name}_training.jinja").read_text()
+    own = (
+        (TEMPLATE_DIR / f"{built_in}.jinja")
+        .read_text()
+        .replace("__BOS__", "bos_token" if built_in in ("gemma", "llama3") else "''")
+    )
+    turns = WITH_TOOLS if built_in.startswith("qwen") else TURNS
+    tools = list(TOOLS) if built_in.startswith("qwen") else None
+    messages = [m.as_dict() for m in turns]
+    texts = [
+        tiny_tokenizer.apply_chat_template(messages, tools=tools, chat_template=template, tokenize=False, eos_token="")
+        for template in (own, published)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_quoted_control_text_in_tool_calls_is_escaped(shared_data):
+    tokenizer = load_tokenizer(str(shared_data / "tokenizers/qwen3"))
+    renderer = Renderer(tokenizer, resolve_chat_template("qwen3", tokenizer))
+    example = renderer.render([Conversation(WITH_TOOLS, "s", 0, TOOLS)])[0]
+    assert example.input_ids.tolist().count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 5
+    trained = tokenizer.decode([i for i in example.labels.tolist() if i != IGNORE_INDEX])
+    assert '{"name": "look_up", "arguments": {"word": "packing <|im_end|> 포장"}}' in trained
+
+
+def test_what_the_generation_prompt_gives_is_not_trained(shared_data):
+    """TRL's variant of Qwen2.5 marks the line break that the generation prompt already holds."""
+    import trl
+
+    tokenizer = load_tokenizer(str(shared_data / "tokenizers/qwen3"))
+    path = Path(trl.__file__).parent / "chat_templates/qwen2_5_training.jinja"
+    theirs, ours = (trained_text(tokenizer, template, TURNS) for template in (str(path), "qwen2_5"))
+    assert theirs == ours == "Hello.<|im_end|>So long<|im_end|>"

@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_prep.shards import manifest_sha256
 from tests.conftest import ROOT
 from tests.training import history, kill, launch, make_shards, run_config, train, wait_until
+from tests.wandb_offline import read_run
 from train import checkpoint, run_record
 
 STEPS = 20
@@ -41,6 +43,7 @@ def make_config(tmp_path_factory, tiny_tokenizer, tiny_model_dir):
             save_steps=4,
             eval_strategy="steps",
             eval_steps=3,
+            report_to="wandb",
         )
         return config, folder / name, folder / f"{name}.log"
 
@@ -85,6 +88,23 @@ def test_sigkill_of_all_processes_then_the_same_command(make_config, uninterrupt
     assert_equal(run_dir, uninterrupted)
 
 
+def assert_one_wandb_run(run_dir):
+    """Both starts logged into the same W&B run, which says what the run was made from."""
+    starts = [read_run(path) for path in sorted(run_dir.glob("wandb/offline-run-*/*.wandb"))]
+    record = json.loads((run_dir / "run.json").read_text())
+    assert [found for found, _, _ in starts] == [record["wandb_run_id"]] * 2
+    rows = {row["train/global_step"]: row for _, _, logged in starts for row in logged if "train/loss" in row}
+    assert sorted(rows) == list(range(1, STEPS + 1))
+    for entry in history(run_dir):
+        if "loss" in entry:
+            assert rows[entry["step"]]["train/loss"] == entry["loss"]
+    assert any("eval/long_loss" in row for row in starts[1][2])
+    config = starts[1][1]
+    assert config["packhaul"]["manifest_sha256"] == record["manifest_sha256"] == manifest_sha256(record["data"])
+    assert config["packhaul"]["git_commit"] == record["git_commit"]
+    assert config["learning_rate"] == 1e-3
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["USR1", "TERM"])
 def test_a_signal_to_one_process_saves_on_all(number, make_config, uninterrupted):
     config, run_dir, log = make_config(f"signalled{number}")
@@ -98,6 +118,7 @@ def test_a_signal_to_one_process_saves_on_all(number, make_config, uninterrupted
     output = train("cpu_zero2", config, log)
     assert f"(step {step})" in output and not (run_dir / "preempted.json").exists()
     assert_equal(run_dir, uninterrupted)
+    assert_one_wandb_run(run_dir)
 
 
 def signal_one_trainer(launcher: int, number: int) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.strict_files import read_json, read_yaml
 from tests.conftest import ROOT
 from tests.preflight_files import write_model, write_shards
 from train.config import load_run_config
 from train.launch import launch_from_file
 from train.preflight import check
-from train.strict_files import read_json, read_yaml
 
 ACCELERATE = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
 DEEPSPEED = sorted((ROOT / "configs" / "deepspeed").glob("*.json"))

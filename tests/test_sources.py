@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.conversation import ROLES, BadRow, Conversation
+from data_prep.conversation import ROLES, BadRow, Conversation, Message, ToolCall
 from data_prep.readers import RawRow, read_slice, slice_source
 from data_prep.recipe import Source
-from data_prep.sources import check_columns, to_conversation
+from data_prep.sources import check_columns, resolve_form, to_conversation
 
 GOOD = {
     "alpaca": {"instruction": "Add.", "input": "1 2", "output": "3"},
@@ -171,13 +171,13 @@ ANSWER = {"role": "assistant", "content": "Hello"}
     [
         (None, "no_messages", ""),
         ([], "no_messages", ""),
-        ("[]", "not_messages", "found text ('[]')"),
+        ("Hi", "not_messages", "not readable as JSON"),
         ({"role": "user"}, "not_messages", "found an object"),
-        ([USER, "Hello"], "not_messages", "message 1: expected role and content, found text"),
+        ([USER, "Hello"], "not_messages", "message 1: expected an object with role and content, found text"),
         ([USER, {"role": "assistant"}], "not_messages", "message 1"),
-        ([{"from": "human", "value": "Hi"}], "not_messages", "ShareGPT's from and value are not read"),
-        ([USER, {"role": ["assistant"], "content": "x"}], "unknown_role", "found a list of 1"),
-        ([{"role": "human", "content": "Hi"}, ANSWER], "unknown_role", "'human'"),
+        ([{"from": "human", "value": "Hi"}], "no_assistant_turn", ""),
+        ([USER, {"role": ["assistant"], "content": "x"}], "unknown_role", "['assistant']"),
+        ([{"role": "narrator", "content": "Hi"}, ANSWER], "unknown_role", "'narrator'; name it with `roles:"),
         ([USER, {"role": "assistant", "content": None}], "empty_output", ""),
         ([{"role": "user", "content": " "}, ANSWER], "empty_input", ""),
         ([USER], "no_assistant_turn", ""),
@@ -189,11 +189,12 @@ ANSWER = {"role": "assistant", "content": "Hello"}
             "message 1: expected content as text, found a number",
         ),
         ([{"role": "user", "content": [{"type": "image", "url": "u"}]}, ANSWER], "not_text", "message 0, part 0"),
-        ([{"role": "user", "content": [{"type": "text", "value": "u"}]}, ANSWER], "not_text", "part 0"),
         ([{"role": "user", "content": ["Hi"]}, ANSWER], "not_text", "part 0"),
-        ([USER, ANSWER | {"tool_calls": [{"name": "f"}]}], "tool_call", "message 1 has 'tool_calls'"),
-        ([USER, ANSWER | {"train": False}], "untrained_turn", "message 1"),
-        ([USER, ANSWER | {"weight": 0}], "untrained_turn", "message 1"),
+        ([USER, ANSWER | {"tool_calls": [{"arguments": {}}]}], "tool_call", "message 1: expected a call with name"),
+        ([USER, ANSWER | {"tool_calls": [{"name": "f", "arguments": "{"}]}], "tool_call", "not readable as JSON"),
+        ([USER | {"tool_calls": [{"name": "f"}]}, ANSWER], "tool_call", "only the assistant may"),
+        ([USER, ANSWER | {"weight": 0.5}], "fractional_weight", "message 1"),
+        ([USER, ANSWER | {"reasoning": 3}], "not_text", "expected reasoning as text"),
         ([USER, {"role": "assistant", "content": "\ud800"}], "not_unicode", ""),
     ],
 )
@@ -212,7 +213,11 @@ CELLS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(ROLES),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "weight", "x"]), inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "type", "text", "weight", "tool_calls", "name", "arguments", "x"]),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=10,
 )
@@ -227,7 +232,91 @@ def test_no_row_raises_anything_but_bad_row(form, data):
     except BadRow as bad:
         assert len(bad.detail) < 2_000
     else:
-        assert all(m.role in ROLES and m.content.strip() for m in conversation.messages)
+        assert all(m.role in ROLES and (m.content.strip() or m.tool_calls) for m in conversation.messages)
+
+
+# Chats with tools, thoughts and flags.
+
+CALL = {"name": "look_up", "arguments": {"word": "포장"}}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": CALL}]},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"function": CALL | {"arguments": json.dumps(CALL["arguments"])}}],
+        },
+        {"role": "assistant", "content": None, "function_call": CALL},
+        {"role": "assistant", "content": [{"type": "tool_call", "value": json.dumps(CALL)}]},
+        {"from": "function_call", "value": json.dumps(CALL)},
+        {"from": "tool_call", "value": json.dumps([CALL])},
+    ],
+)
+def test_tool_calls_in_every_usual_form(answer):
+    result = {"role": "tool", "content": "found"}
+    conversation = convert("messages", {"messages": [USER, answer, result, ANSWER], "tools": [{"name": "look_up"}]})
+    assert conversation.messages[1] == Message("assistant", "", tool_calls=(ToolCall("look_up", {"word": "포장"}),))
+    assert conversation.tools == ({"type": "function", "function": {"name": "look_up"}},)
+    as_text = convert("messages", {"messages": [USER, answer, result, ANSWER], "tools": '[{"name": "look_up"}]'})
+    assert as_text == conversation
+
+
+def test_sharegpt_roles_and_the_recipes_own():
+    row = {"conversations": [{"from": f, "value": f} for f in ("system", "human", "gpt", "observation", "narrator")]}
+    found = turns("sharegpt", row, roles={"narrator": "assistant"})
+    assert [role for role, _ in found] == ["system", "user", "assistant", "tool", "assistant"]
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_as_a_field_or_as_a_part(key):
+    field = convert("messages", {"messages": [USER, ANSWER | {key: "hm"}]}).messages[1]
+    parts = [{"type": "reasoning", "value": "hm"}, {"type": "text", "value": "Hello"}]
+    part = convert("messages", {"messages": [USER, ANSWER | {"content": parts}]}).messages[1]
+    assert field == part == Message("assistant", "Hello", reasoning="hm")
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"), [({"train": False}, False), ({"weight": 1}, True), ({"loss_weight": 0.0}, False), ({}, None)]
+)
+def test_flags_of_single_turns(flag, expected):
+    assert convert("messages", {"messages": [USER, ANSWER | flag]}).messages[1].train is expected
+
+
+def test_answers_in_a_prompt_are_not_trained():
+    row = {"prompt": [USER, ANSWER, USER], "completion": [ANSWER]}
+    assert [m.train for m in convert("prompt_completion", row).messages] == [None, False, None, None]
+
+
+def test_placeholders_are_filled_and_others_left_alone():
+    row = {"question": "Who are you, {{ name }}?", "answer": "I am {{name}} of {{place}}."}
+    filled = [("user", "Who are you, Haul?"), ("assistant", "I am Haul of {{place}}.")]
+    assert turns("question_answer", row, placeholders={"name": "Haul"}) == filled
+    assert turns("question_answer", row)[1][1] == "I am {{name}} of {{place}}."
+
+
+@pytest.mark.parametrize(
+    ("row", "form", "columns"),
+    [
+        (GOOD["alpaca"], "alpaca", {}),
+        (GOOD["dolly"], "dolly", {}),
+        (GOOD["question_answer"], "question_answer", {}),
+        ({"Q": "x", "A": "y", "label": 0}, "question_answer", {"question": "Q", "answer": "A"}),
+        ({"prompt": "x", "response": "y"}, "prompt_completion", {"completion": "response"}),
+        ({"conversations": []}, "sharegpt", {}),
+        (GOOD["messages"] | {"id": 1}, "messages", {}),
+    ],
+)
+def test_auto_recognises_the_form(row, form, columns):
+    source = resolve_form(source_of("auto"), [RawRow(0, "x:1", row)])
+    assert (source.form, source.columns) == (form, columns)
+
+
+def test_auto_that_fits_nothing_lists_the_columns():
+    with pytest.raises(ValueError, match=r"fits none of the columns found: \['text'\]"):
+        resolve_form(source_of("auto"), [RawRow(0, "x:1", {"text": "x"})])
 
 
 # A form or mapping that does not fit the data.
@@ -287,15 +376,20 @@ def test_rows_of_which_none_is_an_object_are_refused():
         ("ko/logickor_42_messages.jsonl", "messages", {}, {"kept": 40, "empty_output": 2}),
         (
             "ko/kochatgpt_439_sharegpt.json",
-            "messages",
-            {"columns": {"messages": "conversations"}},
-            {"not_messages": 439},
+            "sharegpt",
+            {},
+            {"kept": 439},
         ),
         ("en/dolly_12_full_columns.json", "dolly", {}, {"kept": 12}),
         ("en/dolly_6400_no_context.jsonl", "dolly", {"columns": {"response": "text"}}, {"kept": 6_400}),
         ("med/medquad_empty_answers_500.jsonl", "question_answer", {}, {"empty_output": 500}),
         ("chat/oasst_100_messages.jsonl", "messages", {}, {"kept": 100}),
-        ("chat/reason_tool_use_50_messages.jsonl", "messages", {}, {"not_text": 50}),
+        ("chat/reason_tool_use_50_messages.jsonl", "messages", {}, {"kept": 50}),
+        ("chat/glaive_toolcall_en_sharegpt.json", "sharegpt", {}, {"kept": 300}),
+        ("chat/fastchat_dummy_500_sharegpt.json", "sharegpt", {}, {"kept": 500}),
+        ("chat/sharegpt_raw_5.json", "sharegpt", {}, {"kept": 5}),
+        ("chat/llamafactory_v1_sft_messages.jsonl", "messages", {}, {"kept": 500}),
+        ("chat/kto_en_messages.json", "messages", {}, {"kept": 300}),
     ],
 )
 def test_real_files_by_reason(shared_data, name, form, options, expected):

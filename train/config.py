@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.strict_files import read_yaml
 from train.options import Option, convert, model_options, parse, sft_options
 from train.refusals import REFUSALS, RENAMED, refused_combinations, refused_values
-from train.strict_files import read_yaml
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.strict_files import read_json, read_yaml
 from train.config import RunConfig
 from train.deepspeed_file import check_deepspeed
 from train.options import package_folder, parse_source
-from train.strict_files import read_json, read_yaml
 
 # Keys of an accelerate YAML that accelerate raises about, or passes over, when a DeepSpeed file holds the same setting.
 _OWNED_BY_DEEPSPEED_FILE = frozenset(

@@ -19,7 +19,7 @@ def choose_attention(asked: str | None, use_cpu: bool) -> tuple[str, str]:
     if asked is not None:
         if asked.split("|")[-1] not in ISOLATING and not asked.startswith("kernels-community/"):
             raise ValueError(
-                f"attn_implementation {asked!r} is not known to keep packed documents apart: expected one of {ISOLATING}"
+                f"attn_implementation {asked!r} is not known to keep packed documents apart; those that do: {ISOLATING}"
             )
         return asked, "asked for"
     import torch
@@ -47,12 +47,12 @@ def check_vocabulary(model: Any, manifest: dict[str, Any]) -> None:
     """Refuse shards whose token ids the model has no embedding for.
 
     Raises:
-        ValueError: the tokenizer of the shards has more tokens than the model.
+        ValueError: an id in the shards is beyond the model's embeddings.
     """
     rows = model.get_input_embeddings().weight.shape[0] or model.config.get_text_config().vocab_size
-    size = manifest["tokenizer"]["size"]
-    if rows < size:
+    largest = max(shard["max_token_id"] for split in manifest["splits"].values() for shard in split["shards"])
+    if largest >= rows:
         raise ValueError(
-            f"the shards were made with a tokenizer of {size:,} tokens, the model has embeddings for {rows:,}: prepare "
-            "the data with the model's own tokenizer"
+            f"the shards hold the token id {largest:,}, the model has embeddings for {rows:,} tokens: prepare the data "
+            "with the model's own tokenizer"
         )

@@ -16,7 +16,6 @@ from typing import Any
 from train import preemption
 from train.config import load_run_config
 
-
 _LOCK: list[Any] = []  # the open lock file of the run directory, held until this process ends
 
 
@@ -67,6 +66,9 @@ def _train(config: Any) -> None:
             preemption.mark(run_dir, trainer.state.global_step)
         log(f"preempted after step {trainer.state.global_step}: the checkpoint is complete, run the same command again")
         return
+    if is_main(args):
+        checkpoint.withdraw(run_dir)  # of an earlier end: the files are about to be replaced
+    trainer.accelerator.wait_for_everyone()
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()
     if is_main(args):

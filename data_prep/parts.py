@@ -1,0 +1,130 @@
+"""One slice's results in the work folder, the marker last; a rerun skips the parts whose marker exists.
+
+SOURCE-00000.arrow      input_ids, labels: one row per document
+SOURCE-00000.npz        one entry per document: row (int64, in the raw source), length, trained (int32), content (uint64)
+SOURCE-00000.dropped    JSON lines: the rows that cannot be used, with reason and place
+SOURCE-00000.json       counts; its existence means complete
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.conversation import BadRow, Conversation
+from data_prep.long_rows import Fitted
+from data_prep.readers import RawRow, Slice
+from data_prep.rendering import TokenizedExample
+from data_prep.shards import to_json, write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where one slice's results lie."""
+
+    folder: Path
+    slice: Slice
+
+    def file(self, suffix: str) -> Path:
+        """The part's file with this suffix."""
+        return self.folder / f"{self.slice.source}-{self.slice.index:05d}{suffix}"
+
+    def is_complete(self) -> bool:
+        """Whether a former run finished it."""
+        return self.file(".json").exists()
+
+    def counts(self) -> dict[str, Any]:
+        """rows, kept, documents, tokens, trained_tokens, and by reason: dropped, changed (rows), lost_tokens."""
+        return json.loads(self.file(".json").read_text())
+
+
+@dataclass
+class PartWriter:
+    """Collects one slice's documents and drops, then writes them."""
+
+    examples: list[TokenizedExample] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    contents: list[int] = field(default_factory=list)
+    dropped: list[dict[str, Any]] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)  # rows that were kept in another form
+    lost_tokens: Counter[str] = field(default_factory=Counter)
+    kept: int = 0
+
+    def keep(self, raw: RawRow, conversation: Conversation, fitted: Fitted) -> None:
+        """Take a row's documents. They share the row's content hash: what is done to one is done to all."""
+        content = conversation.content_hash()
+        for example in fitted.examples:
+            self.examples.append(example)
+            self.rows.append(raw.number)
+            self.contents.append(content)
+        self.kept += 1
+        if fitted.how:
+            self.changed[fitted.how] += 1
+            self.lost_tokens[fitted.how] += fitted.lost_tokens
+
+    def drop(self, raw: RawRow, bad: BadRow, tokens: int = 0) -> None:
+        """List a row that is not used; `tokens` where it had been tokenized."""
+        value = None if isinstance(raw.value, BadRow) else raw.value
+        self.reasons[bad.reason] += 1
+        if tokens:
+            self.lost_tokens[bad.reason] += tokens
+        self.dropped.append(
+            {"row": raw.number, "where": raw.where, "reason": bad.reason, "detail": bad.detail, "value": value}
+        )
+
+    def write(self, part: Part) -> None:
+        """Write the part's files, the marker last."""
+        arrays: dict[str, np.ndarray] = {
+            "row": np.array(self.rows, dtype=np.int64),
+            "length": np.array([e.input_ids.size for e in self.examples], dtype=np.int32),
+            "trained": np.array([e.num_trained for e in self.examples], dtype=np.int32),
+            "content": np.array(self.contents, dtype=np.uint64),
+        }
+        part.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(part.file(".arrow"), _arrow(self.examples))
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        write_atomically(part.file(".npz"), buffer.getvalue())
+        # ASCII: rows may hold lone surrogates. str: hub rows may hold dates.
+        lines = [json.dumps(entry, ensure_ascii=True, default=str) + "\n" for entry in self.dropped]
+        write_atomically(part.file(".dropped"), "".join(lines).encode())
+        write_atomically(part.file(".json"), to_json(self._counts(arrays)))
+
+    def _counts(self, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+        return {
+            "rows": self.kept + len(self.dropped),
+            "kept": self.kept,
+            "documents": len(self.examples),
+            "tokens": int(arrays["length"].sum()),
+            "trained_tokens": int(arrays["trained"].sum()),
+            "dropped": dict(sorted(self.reasons.items())),
+            "changed": dict(sorted(self.changed.items())),
+            "lost_tokens": dict(sorted(self.lost_tokens.items())),
+        }
+
+
+def _arrow(examples: list[TokenizedExample]) -> memoryview:
+    import pyarrow as pa
+
+    schema = pa.schema([(name, pa.list_(pa.int32())) for name in ("input_ids", "labels")])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        if examples:
+            columns = [_list_array([getattr(e, f.name) for e in examples]) for f in schema]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+    return memoryview(sink.getvalue())
+
+
+def _list_array(values: list[np.ndarray]) -> Any:
+    import pyarrow as pa
+
+    offsets = np.zeros(len(values) + 1, dtype=np.int32)
+    np.cumsum([v.size for v in values], out=offsets[1:])
+    return pa.ListArray.from_arrays(offsets, np.concatenate(values))
