@@ -46,6 +46,7 @@ def build_manifest(
         "end_token_ids": renderer.end_token_ids,
         "sources": summary["sources"],
         "mixture": summary["mixture"],
+        "notes": summary["notes"],
         "splits": {split: {**summary["splits"][split], "shards": shards[split]} for split in SPLITS},
         "versions": {name: version(name) for name in _LIBRARIES},
     }
@@ -73,15 +74,18 @@ def write_dropped(output: Path, recipe: Recipe, parts: list[Part], plan_dir: Pat
 
 def summary_lines(manifest: dict[str, Any]) -> Iterator[str]:
     """What a person wants to see: rows in, rows lost and why, shares, packing."""
-    columns = f"{'rows':>10} {'kept':>10} {'unused':>8} {'train':>10} {'eval':>8} {'asked':>7} {'got':>7}"
+    columns = f"{'rows':>10} {'kept':>10} {'unused':>8} {'train':>10} {'uses':>6} {'eval':>8} {'asked':>7} {'got':>7}"
     yield f"{'source':20} {columns}  dropped"
     for source, share in zip(manifest["sources"], manifest["mixture"], strict=True):
         asked = "-" if share["asked"] is None else f"{share['asked']:.3f}"
-        reasons = ", ".join(f"{reason} {number:,}" for reason, number in source["dropped"].items()) or "none"
+        reasons = ", ".join(f"{why} {number:,}" for why, number in {**source["dropped"], **source["changed"]}.items())
+        uses = source["train_uses"] / max(source["train_documents"], 1)
         yield (
             f"{source['name'][:20]:20} {source['rows']:>10,} {source['kept']:>10,} {source['unused']:>8,} "
-            f"{source['train_uses']:>10,} {source['eval_documents']:>8,} {asked:>7} {share['got']:>7.3f}  {reasons}"
+            f"{source['train_uses']:>10,} {uses:>6.2f} {source['eval_documents']:>8,} {asked:>7} {share['got']:>7.3f}  "
+            f"{reasons or 'none'}"
         )
+    yield from manifest["notes"]
     for split in SPLITS:
         counts = manifest["splits"][split]
         if counts["rows"]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.recipe import Recipe
+from data_prep.weighting import amounts, assign_copies
 
 TRAIN, EVAL, UNUSED = 0, 1, 2
 
@@ -25,6 +26,7 @@ class Documents:
     content: np.ndarray  # uint64, content hash
     source: np.ndarray  # int32, index into recipe.sources
     row: np.ndarray  # int64, row in the raw source; a row that was split is several documents, one after the other
+    task_type: np.ndarray  # uint8, index into task_types.TASK_TYPES
 
     def __len__(self) -> int:
         return int(self.length.size)
@@ -38,10 +40,11 @@ class Mixture:
     copies: np.ndarray  # (documents,) int32: how often it is used in its split
     duplicate_of: np.ndarray  # (documents,) int64: the document it repeats, or -1
     shares: list[dict[str, Any]]  # per source: what was asked for and what came out
+    notes: list[str]  # what could not be reached
 
 
 def mix(documents: Documents, recipe: Recipe) -> Mixture:
-    """Apply the recipe's `deduplicate`, `take`, `eval_fraction` and `weight`, in that order."""
+    """Apply the recipe's `deduplicate`, `take`, `eval_fraction` and weights, in that order."""
     duplicate_of = find_duplicates(documents) if recipe.deduplicate else np.full(len(documents), -1, np.int64)
     rank = selection_order(documents.content, recipe.seed)
     split = np.full(len(documents), UNUSED, dtype=np.int8)
@@ -49,10 +52,10 @@ def mix(documents: Documents, recipe: Recipe) -> Mixture:
         mine = np.flatnonzero((documents.source == index) & (duplicate_of < 0))
         split[_take(mine, rank, source.take)] = TRAIN
     _split_eval(documents, recipe, rank, split)
-    copies = np.where(split == UNUSED, 0, 1).astype(np.int32)
-    _weigh(documents, recipe, rank, split, copies)
+    copies, notes = assign_copies(documents, recipe, rank, split == TRAIN)
+    copies[split == EVAL] = 1
     split[copies == 0] = UNUSED
-    return Mixture(split, copies, duplicate_of, _shares(documents, recipe, split, copies))
+    return Mixture(split, copies, duplicate_of, _shares(documents, recipe, split, copies), notes)
 
 
 def find_duplicates(documents: Documents) -> np.ndarray:
@@ -95,38 +98,8 @@ def _split_eval(documents: Documents, recipe: Recipe, rank: np.ndarray, split: n
     split[in_eval & (split == TRAIN)] = EVAL
 
 
-def _weigh(documents: Documents, recipe: Recipe, rank: np.ndarray, split: np.ndarray, copies: np.ndarray) -> None:
-    """Set the copies of training documents so that the sources' shares are as their weights.
-
-    The mixture is as large as the scarcest source allows when its documents are used at most `max_repeats` times.
-    """
-    if recipe.sources[0].weight is None:
-        return
-    amount = _amounts(documents, recipe)
-    weights = np.array([s.weight for s in recipe.sources], dtype=np.float64)
-    members = [np.flatnonzero((documents.source == i) & (split == TRAIN)) for i in range(len(recipe.sources))]
-    available = np.array([amount[m].sum() for m in members], dtype=np.float64)
-    if not available.all():
-        empty = [s.name for s, a in zip(recipe.sources, available, strict=True) if a == 0]
-        raise ValueError(f"sources {empty} have a weight but no training document is left of them: see dropped/")
-    total = (recipe.max_repeats * available / weights).min()  # of the mixture, over the sum of weights
-    for mine, wanted, have in zip(members, weights * total, available, strict=True):
-        whole = int(wanted / have + 1e-9)
-        copies[mine] = whole
-        ordered = mine[np.argsort(rank[mine], kind="stable")]
-        # One more copy for the documents that bring the source nearest to its share.
-        reached = np.cumsum(amount[ordered])
-        copies[ordered[: np.searchsorted(reached, wanted - whole * have, side="right")]] += 1
-
-
-def _amounts(documents: Documents, recipe: Recipe) -> np.ndarray:
-    if recipe.weight_unit == "rows":
-        return np.ones(len(documents), dtype=np.int64)
-    return (documents.trained if recipe.weight_unit == "trained_tokens" else documents.length).astype(np.int64)
-
-
 def _shares(documents: Documents, recipe: Recipe, split: np.ndarray, copies: np.ndarray) -> list[dict[str, Any]]:
-    amount = _amounts(documents, recipe) * np.where(split == TRAIN, copies, 0)
+    amount = amounts(documents, recipe) * np.where(split == TRAIN, copies, 0)
     total = max(int(amount.sum()), 1)
     asked = sum(s.weight or 0.0 for s in recipe.sources)
     shares = []

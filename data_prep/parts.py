@@ -1,7 +1,7 @@
 """One slice's results in the work folder, the marker last; a rerun skips the parts whose marker exists.
 
 SOURCE-00000.arrow      input_ids, labels: one row per document
-SOURCE-00000.npz        one entry per document: row (int64, in the raw source), length, trained (int32), content (uint64)
+SOURCE-00000.npz        per document: row (int64, in the raw source), length, trained (int32), content (uint64)
 SOURCE-00000.dropped    JSON lines: the rows that cannot be used, with reason and place
 SOURCE-00000.json       counts; its existence means complete
 """
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep import task_types
 from data_prep.conversation import BadRow, Conversation
 from data_prep.long_rows import Fitted
 from data_prep.readers import RawRow, Slice
@@ -51,6 +52,7 @@ class PartWriter:
     examples: list[TokenizedExample] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     contents: list[int] = field(default_factory=list)
+    task_types: list[int] = field(default_factory=list)
     dropped: list[dict[str, Any]] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)  # rows that were kept in another form
@@ -59,11 +61,12 @@ class PartWriter:
 
     def keep(self, raw: RawRow, conversation: Conversation, fitted: Fitted) -> None:
         """Take a row's documents. They share the row's content hash: what is done to one is done to all."""
-        content = conversation.content_hash()
+        content, task_type = conversation.content_hash(), task_types.classify(conversation)
         for example in fitted.examples:
             self.examples.append(example)
             self.rows.append(raw.number)
             self.contents.append(content)
+            self.task_types.append(task_type)
         self.kept += 1
         if fitted.how:
             self.changed[fitted.how] += 1
@@ -86,6 +89,7 @@ class PartWriter:
             "length": np.array([e.input_ids.size for e in self.examples], dtype=np.int32),
             "trained": np.array([e.num_trained for e in self.examples], dtype=np.int32),
             "content": np.array(self.contents, dtype=np.uint64),
+            "task_type": np.array(self.task_types, dtype=np.uint8),
         }
         part.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(part.file(".arrow"), _arrow(self.examples))

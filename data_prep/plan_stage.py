@@ -17,6 +17,7 @@ from data_prep.parts import Part
 from data_prep.recipe import Recipe
 from data_prep.shards import SPLITS, to_json, write_atomically
 
+_INDEXED = ("length", "trained", "content", "row", "task_type")  # what the parts hold per document
 _SPLIT_CODES = {"train": TRAIN, "eval": EVAL}
 
 
@@ -31,16 +32,18 @@ class SplitPlan:
 def load_documents(parts: list[Part], recipe: Recipe) -> tuple[Documents, np.ndarray, np.ndarray]:
     """All parts' documents in recipe order; per document its part's number and its row in the raw source."""
     names = {s.name: i for i, s in enumerate(recipe.sources)}
-    columns: dict[str, list[np.ndarray]] = {k: [] for k in ("length", "trained", "content", "row", "part", "source")}
+    columns: dict[str, list[np.ndarray]] = {k: [] for k in (*_INDEXED, "part", "source")}
     for number, part in enumerate(parts):
         with np.load(part.file(".npz")) as index:
-            for key in ("length", "trained", "content", "row"):
+            for key in _INDEXED:
                 columns[key].append(index[key])
         size = columns["row"][-1].size
         columns["part"].append(np.full(size, number, dtype=np.int32))
         columns["source"].append(np.full(size, names[part.slice.source], dtype=np.int32))
     flat = {key: np.concatenate(arrays) for key, arrays in columns.items()}
-    documents = Documents(flat["length"], flat["trained"], flat["content"], flat["source"], flat["row"])
+    documents = Documents(
+        flat["length"], flat["trained"], flat["content"], flat["source"], flat["row"], flat["task_type"]
+    )
     return documents, flat["part"], flat["row"]
 
 
@@ -72,6 +75,7 @@ def plan(parts: list[Part], recipe: Recipe, folder: Path) -> dict[str, Any]:
         "splits": splits,
         "sources": _source_counts(documents, mixture, parts, recipe),
         "mixture": mixture.shares,
+        "notes": mixture.notes,
     }
     write_atomically(folder / "plan.json", to_json(summary))
     return summary
@@ -82,12 +86,27 @@ def _pack_split(documents: Documents, mixture: Mixture, recipe: Recipe, code: in
     uses = np.repeat(used, mixture.copies[used])
     random = np.random.default_rng([recipe.seed, code])
     uses = random.permutation(uses)  # which of equally long documents go together is by chance
-    row_of, count = pack(documents.length[uses], recipe.seq_len)
-    row_of = random.permutation(count)[row_of]  # packing makes full rows of long documents first: shuffle the rows
+    row_of, count = _pack_stages(uses, documents, recipe, random)
     order = np.argsort(row_of, kind="stable")  # within a row: by chance, as `uses` is
     starts = np.zeros(count + 1, dtype=np.int64)
     np.cumsum(np.bincount(row_of, minlength=count), out=starts[1:])
     return SplitPlan(uses[order], starts)
+
+
+def _pack_stages(
+    uses: np.ndarray, documents: Documents, recipe: Recipe, random: np.random.Generator
+) -> tuple[np.ndarray, int]:
+    """(uses,) row of each use, and the number of rows. The stages of a curriculum are packed one after the other."""
+    stage_of_source = np.array([s.stage for s in recipe.sources])
+    stage = stage_of_source[documents.source[uses]]
+    row_of, total = np.empty(uses.size, dtype=np.int64), 0
+    for number in np.unique(stage):
+        mine = np.flatnonzero(stage == number)
+        rows, count = pack(documents.length[uses[mine]], recipe.seq_len)
+        # Packing makes full rows of long documents first: shuffle the rows.
+        row_of[mine] = total + random.permutation(count)[rows]
+        total += count
+    return row_of, total
 
 
 def _split_counts(split: SplitPlan, documents: Documents, recipe: Recipe) -> dict[str, Any]:

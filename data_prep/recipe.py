@@ -53,6 +53,10 @@ class Source(_Strict):
     first: Count | None = None  # read only the first N rows
     take: Count | Share | None = None  # of the rows kept: a number, or a share below 1, chosen by the seed
     weight: Annotated[float, Field(gt=0.0)] | None = None  # wanted share of the mixture, relative to the other weights
+    max_repeats: Annotated[float, Field(ge=1.0)] | None = None  # overrides the recipe's
+    repeat: Annotated[float, Field(gt=0.0)] | None = None  # use the training rows so many times over
+    balance: Literal["task_type"] | None = None  # give each task type at most an equal share of the source
+    stage: Annotated[int, Field(ge=0)] = 0  # with `order: curriculum`: the stages follow each other
     eval_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # overrides the recipe's
 
     @field_validator("path")
@@ -80,6 +84,8 @@ class Source(_Strict):
                 raise ValueError(
                     f"source {self.name!r}: form {self.form} has no column {key!r}; it has {sorted(known)}"
                 )
+        if self.weight is not None and self.repeat is not None:
+            raise ValueError(f"source {self.name!r}: `weight` and `repeat` both say how often rows are used: give one")
         return self
 
     def column(self, key: str) -> str:
@@ -104,7 +110,10 @@ class Recipe(_Strict):
     bad_rows: Literal["skip", "refuse"] = "skip"  # a row that cannot be used: count and list it, or stop
     too_long: Literal["drop", "truncate", "split", "refuse"] = "drop"  # a conversation longer than seq_len
     weight_unit: Literal["trained_tokens", "tokens", "rows"] = "trained_tokens"  # what `weight` shares out
-    max_repeats: Annotated[float, Field(ge=1.0)] = 1.0  # how often a weighted source's rows may be used at most
+    max_repeats: Annotated[float, Field(ge=1.0)] = 1.0  # how often weights and balance may use a row at most
+    total_tokens: Count | None = None  # size of the training mixture
+    total_epochs: Annotated[float, Field(gt=0.0)] | None = None  # the same, in passes over all training rows
+    order: Literal["shuffled", "curriculum"] = "shuffled"  # of the packed rows
     rows_per_slice: Annotated[int, Field(ge=1)] = 10_000  # raw rows of one restartable piece of work
     rows_per_shard: Annotated[int, Field(ge=1)] = 4096  # packed rows of one shard file
 
@@ -118,6 +127,10 @@ class Recipe(_Strict):
         if weighted and len(weighted) != len(names):
             missing = sorted(set(names) - set(weighted))
             raise ValueError(f"sources {weighted} have a `weight`, {missing} have none: give all of them one, or none")
+        if self.total_tokens is not None and self.total_epochs is not None:
+            raise ValueError("`total_tokens` and `total_epochs` both set the size of the mixture: give one")
+        if self.order == "shuffled" and any(s.stage for s in self.sources):
+            raise ValueError("a source has a `stage`, which only `order: curriculum` looks at")
         return self
 
 

@@ -11,11 +11,16 @@ from data_prep.mixing import EVAL, TRAIN, UNUSED, Documents, find_duplicates, mi
 from data_prep.recipe import Recipe
 
 
-def documents(content: list[int], source: list[int], length: list[int] | None = None) -> Documents:
+def documents(content: list[int], source: list[int], length: list[int] | None = None, kinds=None) -> Documents:
     size = len(content)
     lengths = np.array(length or [10] * size, dtype=np.int32)
     return Documents(
-        lengths, lengths // 2, np.array(content, dtype=np.uint64), np.array(source, dtype=np.int32), np.arange(size)
+        lengths,
+        lengths // 2,
+        np.array(content, dtype=np.uint64),
+        np.array(source, dtype=np.int32),
+        np.arange(size),
+        np.array(kinds or [0] * size, dtype=np.uint8),
     )
 
 
@@ -101,3 +106,62 @@ def test_shares_are_as_asked(weights, sizes, unit, max_repeats):
 def test_a_weighted_source_without_documents_is_refused():
     with pytest.raises(ValueError, match=r"\['s1'\] have a weight but no training document"):
         mix(documents([1, 2], [0, 0]), recipe({"weight": 1}, {"weight": 1}))
+
+
+def uses(docs: Documents, result) -> list[int]:
+    return [
+        int(result.copies[(docs.source == i) & (result.split == TRAIN)].sum()) for i in range(docs.source.max() + 1)
+    ]
+
+
+def test_repeat_uses_a_source_so_many_times():
+    docs = documents(list(range(300)), [0] * 200 + [1] * 100)
+    result = mix(docs, recipe({"repeat": 0.5}, {"repeat": 2.5}, weight_unit="rows"))
+    assert uses(docs, result) == [100, 250]
+    assert set(result.copies[:200]) == {0, 1} and set(result.copies[200:]) == {2, 3}
+
+
+@pytest.mark.parametrize(("budget", "expected"), [({"total_tokens": 6000}, 6000), ({"total_epochs": 1.5}, 4500)])
+def test_a_budget_scales_the_whole_mixture(budget, expected):
+    docs = documents(list(range(300)), [0] * 200 + [1] * 100)  # of 10 tokens each
+    result = mix(docs, recipe({}, {}, **budget))
+    assert abs(sum(uses(docs, result)) * 10 - expected) <= 20
+    assert uses(docs, result)[0] == pytest.approx(2 * uses(docs, result)[1], abs=2)
+
+
+def test_a_share_that_max_repeats_forbids_is_said():
+    docs = documents(list(range(300)), [0] * 200 + [1] * 100)
+    result = mix(docs, recipe({"weight": 1}, {"weight": 3, "max_repeats": 2}, total_tokens=4000, weight_unit="rows"))
+    assert uses(docs, result) == [100, 200]  # 400 rows asked, 300 of them from the second: it has 100
+    assert result.notes == ["source s1: its share needs 3.00 uses of each row, max_repeats allows 2.00: it gets less"]
+    assert [share["asked"] for share in result.shares] == [0.25, 0.75]
+
+
+def test_balance_evens_out_the_task_types():
+    kinds = [0] * 80 + [1] * 15 + [2] * 5
+    docs = documents(list(range(100)), [0] * 100, kinds=kinds)
+    result = mix(docs, recipe({"balance": "task_type", "max_repeats": 2}, weight_unit="rows"))
+    by_type = [int(result.copies[docs.task_type == t].sum()) for t in range(3)]
+    assert by_type == [33, 30, 10]  # an equal share of 100 is 33; the others are used at most twice
+
+
+def test_a_balanced_source_keeps_its_weight():
+    kinds = [0] * 80 + [1] * 20 + [0] * 100
+    docs = documents(list(range(200)), [0] * 100 + [1] * 100, kinds=kinds)
+    sources = ({"weight": 1, "balance": "task_type"}, {"weight": 1})
+    result = mix(docs, recipe(*sources, weight_unit="rows"))
+    assert uses(docs, result) == [70, 70]  # 50 and 20 of the two types, each at most once
+    assert [int(result.copies[:100][docs.task_type[:100] == t].sum()) for t in (0, 1)] == [50, 20]
+
+
+@pytest.mark.parametrize(
+    ("sources", "options", "message"),
+    [
+        (({"weight": 1, "repeat": 2},), {}, "both say how often"),
+        (({"stage": 1},), {}, "only `order: curriculum` looks at"),
+        (({},), {"total_tokens": 5, "total_epochs": 1}, "both set the size"),
+    ],
+)
+def test_contradictions_are_refused(sources, options, message):
+    with pytest.raises(ValueError, match=message):
+        recipe(*sources, **options)

@@ -231,3 +231,13 @@ def test_help_and_a_bad_recipe_need_no_heavy_import(tmp_path):
     code += "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.stdout.strip() == "[]" and "recipe none.yaml: no such file" in result.stderr
+
+
+def test_a_curriculum_orders_the_rows_by_stage(recipe_file, tmp_path):
+    sources = yaml.safe_load(recipe_file.read_text())["sources"]
+    staged = [{**sources[0], "stage": 1}, sources[1]]
+    assert run(edit_recipe(recipe_file, order="curriculum", sources=staged), tmp_path / "out") == 0
+    manifest = read_manifest(tmp_path / "out")
+    rows = [row for path in shard_files(tmp_path / "out", manifest, "train") for row in read_rows(path)]
+    stages = [{0: 1, 1: 0}[source] for row in rows for source in row["sources"].tolist()]
+    assert stages == sorted(stages) and set(stages) == {0, 1}

@@ -134,6 +134,9 @@ def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict
     filler = manifest["end_token_ids"][0]
     train_rows = load_split(config.own.data, manifest, "train")
     eval_rows = load_split(config.own.data, manifest, "eval") if args.eval_strategy != "no" else None
+    if manifest["recipe"]["order"] == "curriculum":
+        args.train_sampling_strategy = "sequential"  # the rows lie in the order of the recipe's stages
+        log("curriculum: rows are trained in the order of the shards")
     model_config = build_model_config(config)
     log(f"attention: {prepare_model_arguments(model_config, args, config.model.get('dtype'))}")
     stop = preemption.make_callback()
