@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -10,40 +9,32 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from data_prep.job import Job, digest
 from data_prep.pack_stage import ShardTask
-from data_prep.parts import Part
-from data_prep.recipe import Recipe
 from data_prep.rendering import Renderer, fingerprint
 from data_prep.shards import FORMAT_VERSION, SPLITS, TOKENIZER_DIR, sync_directory, write_atomically
 
 _LIBRARIES = ("packhaul", "tokenizers", "transformers", "pyarrow", "numpy")
 
 
-def build_manifest(
-    recipe: Recipe,
-    renderer: Renderer,
-    identity: dict[str, Any],
-    summary: dict[str, Any],
-    tasks: list[ShardTask],
-    plan_dir: Path,
-    output: Path,
-) -> dict[str, Any]:
+def build_manifest(job: Job, tasks: list[ShardTask]) -> dict[str, Any]:
     """Save the tokenizer beside the shards and describe everything."""
-    _save_tokenizer(renderer, output / TOKENIZER_DIR)
+    _save_tokenizer(job.renderer, job.output / TOKENIZER_DIR)
+    summary = job.summary()
+    assert summary is not None
     shards: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for task in tasks:
-        shards[task.split].append(json.loads(task.marker(plan_dir).read_text()))
-    identity_bytes = json.dumps(identity, sort_keys=True).encode()
+        shards[task.split].append(json.loads(task.marker(job.plan_dir).read_text()))
     return {
         "format_version": FORMAT_VERSION,
-        "identity": hashlib.sha256(identity_bytes).hexdigest()[:16],
-        "recipe": recipe.model_dump(mode="json", exclude_defaults=False),
-        "seq_len": recipe.seq_len,
-        "tokenizer": fingerprint(renderer.tokenizer),
-        "chat_template": renderer.template.origin,
-        "chat_template_sha256": identity["chat_template_sha256"],
-        "bos_token_id": renderer.tokenizer.bos_token_id,
-        "end_token_ids": renderer.end_token_ids,
+        "identity": digest(job.identity),
+        "recipe": job.recipe.model_dump(mode="json"),
+        "seq_len": job.recipe.seq_len,
+        "tokenizer": fingerprint(job.renderer.tokenizer),
+        "chat_template": job.renderer.template.origin,
+        "chat_template_sha256": job.identity["chat_template_sha256"],
+        "bos_token_id": job.renderer.tokenizer.bos_token_id,
+        "end_token_ids": job.renderer.end_token_ids,
         "sources": summary["sources"],
         "mixture": summary["mixture"],
         "notes": summary["notes"],
@@ -61,13 +52,13 @@ def _save_tokenizer(renderer: Renderer, directory: Path) -> None:
     sync_directory(directory.parent)
 
 
-def write_dropped(output: Path, recipe: Recipe, parts: list[Part], plan_dir: Path) -> None:
+def write_dropped(job: Job) -> None:
     """dropped/SOURCE.jsonl: every row that was not used and why, in the order of the rows' parts, duplicates last."""
-    directory = output / "dropped"
+    directory = job.output / "dropped"
     directory.mkdir(parents=True, exist_ok=True)
-    duplicates = (plan_dir / "duplicates.jsonl").read_bytes().splitlines(keepends=True)
-    for source in recipe.sources:
-        own = [p.file(".dropped").read_bytes() for p in parts if p.slice.source == source.name]
+    duplicates = (job.plan_dir / "duplicates.jsonl").read_bytes().splitlines(keepends=True)
+    for source in job.recipe.sources:
+        own = [p.file(".dropped").read_bytes() for p in job.parts if p.slice.source == source.name]
         repeated = [line for line in duplicates if json.loads(line)["source"] == source.name]
         write_atomically(directory / f"{source.name}.jsonl", b"".join(own + repeated))
 

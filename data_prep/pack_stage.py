@@ -32,6 +32,10 @@ class ShardTask:
         """Holds the shard's manifest entry; its existence means complete."""
         return work / f"{self.split}-{self.index:05d}.json"
 
+    def is_complete(self, work: Path, output: Path) -> bool:
+        """Whether the shard is written."""
+        return self.marker(work).exists() and (output / self.file).exists()
+
 
 def shard_tasks(summary: dict[str, Any], recipe: Recipe) -> list[ShardTask]:
     """The shards of a plan."""

@@ -241,3 +241,38 @@ def test_a_curriculum_orders_the_rows_by_stage(recipe_file, tmp_path):
     rows = [row for path in shard_files(tmp_path / "out", manifest, "train") for row in read_rows(path)]
     stages = [{0: 1, 1: 0}[source] for row in rows for source in row["sources"].tolist()]
     assert stages == sorted(stages) and set(stages) == {0, 1}
+
+
+def test_the_stages_as_tasks_of_a_job_array_give_the_same_bytes(recipe_file, tmp_path, capsys):
+    def stage(name, index=0, number=1):
+        flags = [
+            "--recipe",
+            str(recipe_file),
+            "--output",
+            str(tmp_path / "tasks"),
+            "--num-workers",
+            "1",
+            "--stage",
+            name,
+        ]
+        return prepare.main([*flags, "--task-index", str(index), "--num-tasks", str(number)])
+
+    assert run(recipe_file, tmp_path / "whole") == 0
+    assert stage("tokenize", 2, 3) == stage("tokenize", 0, 3) == 0
+    assert stage("plan") == 2
+    assert "parts are not tokenized (the first numbers: [1, 4, 7]" in capsys.readouterr().err
+    assert stage("tokenize", 1, 3) == stage("plan") == stage("pack", 1, 2) == 0
+    assert stage("finish") == 2 and "run `--stage pack` first" in capsys.readouterr().err
+    assert stage("pack", 0, 2) == stage("finish") == 0
+    assert all_bytes(tmp_path / "tasks") == all_bytes(tmp_path / "whole")
+    assert stage("tokenize", 3, 3) == 2 and "found 3 of 3" in capsys.readouterr().err
+    assert stage("plan", 0, 2) == 2
+
+
+def test_a_task_run_again_alone_repairs_what_it_left(recipe_file, tmp_path):
+    flags = ["--recipe", str(recipe_file), "--output", str(tmp_path / "out"), "--num-workers", "1"]
+    assert prepare.main([*flags, "--stage", "tokenize"]) == 0
+    for marker in tmp_path.glob("out/.work/tokenize-*/qa-00002.json"):
+        marker.unlink()
+    assert prepare.main([*flags, "--stage", "plan"]) == 2
+    assert prepare.main([*flags, "--stage", "tokenize"]) == prepare.main(flags) == 0

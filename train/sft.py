@@ -22,6 +22,7 @@ _LOCK: list[Any] = []  # the open lock file of the run directory, held until thi
 def main(argv: list[str] | None = None) -> int:
     """Train to the end, or to a preemption (both 0); 2 when something has to be changed first."""
     preemption.install_handlers()
+    _prepare_process()
     try:
         config = load_run_config(sys.argv[1:] if argv is None else argv)
         _preflight(config)
@@ -31,6 +32,15 @@ def main(argv: list[str] | None = None) -> int:
             print(f"sft: error: {error}", file=sys.stderr, flush=True)
         return 2
     return 0
+
+
+def _prepare_process() -> None:
+    """Find the environment's own ninja, which DeepSpeed compiles with, also where the environment is not activated; and
+    keep torch's notes about names that DeepSpeed still uses out of every step's log."""
+    import warnings
+
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\..* is deprecated", category=FutureWarning)
 
 
 def _preflight(config: Any) -> None:
@@ -64,6 +74,7 @@ def _train(config: Any) -> None:
     if stop.agreed and trainer.state.global_step < trainer.state.max_steps:
         if is_main(args):
             preemption.mark(run_dir, trainer.state.global_step)
+        trainer.accelerator.wait_for_everyone()  # nobody leaves before the mark: a launcher ends the others
         log(f"preempted after step {trainer.state.global_step}: the checkpoint is complete, run the same command again")
         return
     if is_main(args):

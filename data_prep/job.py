@@ -1,0 +1,156 @@
+"""What one preparation is: the recipe as resolved, its identity, and the pieces of work it is cut into."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from data_prep.parts import Part
+from data_prep.readers import Slice, read_slice, slice_source, source_identity
+from data_prep.recipe import Recipe, Source
+from data_prep.rendering import Renderer, fingerprint
+from data_prep.shards import MANIFEST, check_files, read_manifest, to_json, write_atomically
+from data_prep.sources import check_columns, resolve_form
+from data_prep.tokenize_stage import make_renderer
+
+WORK_DIR = ".work"
+# What decides the bytes of a part. A part's folder is named by it, so that a changed recipe reuses no part wrongly, and
+# reuses all parts when only the mixture has changed.
+_RECIPE_KEYS = (
+    "tokenizer",
+    "chat_template",
+    "seq_len",
+    "train_on",
+    "reasoning",
+    "control_tokens",
+    "bad_rows",
+    "too_long",
+)
+_SLICE_KEYS = ("name", "path", "dataset", "subset", "split", "revision", "first")
+_SOURCE_KEYS = (*_SLICE_KEYS, "form", "columns", "roles", "placeholders", "system")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One preparation."""
+
+    recipe: Recipe
+    output: Path
+    renderer: Renderer
+    identity: dict[str, Any]
+    parts: list[Part]
+
+    @property
+    def work(self) -> Path:
+        """Everything that is deleted at the end."""
+        return self.output / WORK_DIR
+
+    @property
+    def plan_dir(self) -> Path:
+        """The plan, and the markers of the shards written by it."""
+        return self.work / f"plan-{digest(self.identity)}"
+
+    def missing_parts(self) -> list[int]:
+        """Numbers of the parts that are not tokenized yet."""
+        return [i for i, part in enumerate(self.parts) if not part.is_complete()]
+
+    def summary(self) -> dict[str, Any] | None:
+        """The plan's summary, or None while there is no plan."""
+        path = self.plan_dir / "plan.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def open_job(recipe: Recipe, output: Path) -> Job:
+    """Look at the sources and the tokenizer, and cut the work into parts.
+
+    Raises:
+        ValueError: input that cannot be used.
+    """
+    inputs = {source.name: source_identity(source) for source in recipe.sources}
+    slices = {s.name: _slices(s, recipe, inputs[s.name], output / WORK_DIR) for s in recipe.sources}
+    recipe = recipe.model_copy(update={"sources": [_resolve(s, slices[s.name]) for s in recipe.sources]})
+    renderer = make_renderer(recipe)
+    identity = _identity(recipe, inputs, renderer)
+    parts = []
+    for source in recipe.sources:
+        folder = output / WORK_DIR / f"tokenize-{_part_digest(source, identity)}"
+        parts += [Part(folder, piece) for piece in slices[source.name]]
+    if not parts:
+        raise ValueError("the sources hold no rows")
+    return Job(recipe, output, renderer, identity, parts)
+
+
+def already_complete(job: Job) -> dict[str, Any] | None:
+    """The manifest if the output directory is complete.
+
+    Raises:
+        ValueError: it was made from something else, or is damaged.
+    """
+    if not (job.output / MANIFEST).exists():
+        return None
+    manifest = read_manifest(job.output)
+    if manifest["identity"] != digest(job.identity):
+        raise ValueError(
+            f"{job.output} is complete and was made from another recipe, other input files or another tokenizer "
+            f"(see its {MANIFEST}): choose another --output, or delete it first"
+        )
+    problems = check_files(job.output, manifest)
+    if problems:
+        raise ValueError(f"{job.output} is complete but damaged: {'; '.join(problems)}. Delete it and prepare it again")
+    return manifest
+
+
+def digest(value: Any) -> str:
+    """A short hash of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _slices(source: Source, recipe: Recipe, inputs: Any, work: Path) -> list[Slice]:
+    """The source's slices, found once: each task of a job array would have to scan all of it again."""
+    dumped = source.model_dump(mode="json")
+    key = {**{k: dumped[k] for k in _SLICE_KEYS}, "rows": recipe.rows_per_slice, "inputs": inputs}
+    path = work / f"slices-{digest(key)}.json"
+    if path.exists():
+        return [Slice(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+    slices = slice_source(source, recipe.rows_per_slice)
+    if not (work.parent / MANIFEST).exists():  # a complete directory is left as it is
+        work.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, to_json([asdict(piece) for piece in slices]))
+    return slices
+
+
+def _resolve(source: Source, slices: list[Slice]) -> Source:
+    """The source with its form known, checked against its first rows."""
+    rows = list(islice(chain.from_iterable(read_slice(source, piece) for piece in slices), 100))
+    resolved = resolve_form(source, rows)
+    if source.form == "auto":
+        print(f"source {source.name}: form {resolved.form}, columns {resolved.columns or 'as usual'}")
+    check_columns(resolved, rows)
+    return resolved
+
+
+def _identity(recipe: Recipe, inputs: dict[str, Any], renderer: Renderer) -> dict[str, Any]:
+    """Everything that decides the bytes: the recipe, the input files as they are, the tokenizer, the template."""
+    tokenizer = {k: v for k, v in fingerprint(renderer.tokenizer).items() if k != "name"}
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "inputs": inputs,
+        "tokenizer": tokenizer,
+        "chat_template_sha256": hashlib.sha256(renderer.template.text.encode()).hexdigest(),
+    }
+
+
+def _part_digest(source: Source, identity: dict[str, Any]) -> str:
+    dumped = source.model_dump(mode="json")
+    return digest(
+        {
+            **{k: identity["recipe"][k] for k in (*_RECIPE_KEYS, "rows_per_slice")},
+            **{k: dumped[k] for k in _SOURCE_KEYS},
+            **{k: identity[k] for k in ("tokenizer", "chat_template_sha256")},
+            "input": identity["inputs"][source.name],
+        }
+    )
