@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import shutil
 from collections.abc import Callable
 from pathlib import Path
