@@ -1,0 +1,103 @@
+"""The plan stage on synthetic documents: seconds on one core and peak memory.
+
+    python -m tests.benchmarks.bench_plan [--documents 10000000] [--sources 4]
+
+The parts' indices are written first, as the tokenize stage leaves them; then a fresh process does what
+The indices of the parts are written first, as the tokenize stage leaves them; then a fresh process does what
+log-normal, like those of instruction data; 2 % of the documents are duplicates. The last line is JSON with `documents`,
+`seconds`, `peak_gib`, `efficiency`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.parts import Part
+from data_prep.readers import Slice
+from data_prep.recipe import Recipe
+from data_prep.shards import to_json, write_atomically
+
+SEQ_LEN = 4096
+PART_DOCUMENTS = 100_000
+
+
+def main() -> int:
+    """Write the parts, then measure a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=10_000_000)
+    parser.add_argument("--sources", type=int, default=4)
+    parser.add_argument("--folder", type=Path, help="(internal) the parts are there: measure")
+    arguments = parser.parse_args()
+    if arguments.folder:
+        print(json.dumps(measure(arguments.folder, arguments.documents, arguments.sources)))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        write_parts(Path(folder), arguments.documents, arguments.sources)
+        command = [sys.executable, "-m", "tests.benchmarks.bench_plan", "--folder", folder]
+        command += ["--documents", str(arguments.documents), "--sources", str(arguments.sources)]
+        return subprocess.run(command, check=True).returncode
+
+
+def parts_of(folder: Path, documents: int, sources: int) -> list[Part]:
+    """The parts, source by source."""
+    per_source = documents // sources
+    parts = []
+    for source in range(sources):
+        for index in range(-(-per_source // PART_DOCUMENTS)):
+            parts.append(Part(folder, slice_of(f"s{source}", index)))
+    return parts
+
+
+def slice_of(source: str, index: int) -> Slice:
+    """A slice that only names the part."""
+    fields = dict.fromkeys(Slice.__dataclass_fields__, 0)
+    return Slice(**{**fields, "source": source, "index": index, "path": None})
+
+
+def write_parts(folder: Path, documents: int, sources: int) -> None:
+    """What the tokenize stage leaves, but for the tokens."""
+    random = np.random.default_rng(0)
+    for part in parts_of(folder, documents, sources):
+        size = min(PART_DOCUMENTS, documents // sources - part.slice.index * PART_DOCUMENTS)
+        length = np.clip(random.lognormal(5, 0.9, size).astype(np.int32), 8, SEQ_LEN)
+        content = random.integers(0, 2**63, size).astype(np.uint64)
+        content[: size // 50] = content[-(size // 50) :] if size >= 50 else content[:0]
+        row = np.arange(size, dtype=np.int64) + part.slice.index * PART_DOCUMENTS
+        arrays = {"row": row, "length": length, "trained": length // 2, "content": content}
+        np.savez(part.file(".npz"), **arrays, task_type=np.zeros(size, dtype=np.uint8))
+        counts = {"rows": size, "kept": size, "documents": size, "tokens": int(length.sum())}
+        counts |= {"trained_tokens": int((length // 2).sum()), "dropped": {}, "changed": {}, "lost_tokens": {}}
+        write_atomically(part.file(".json"), to_json(counts))
+
+
+def measure(folder: Path, documents: int, sources: int) -> dict[str, float]:
+    """Seconds and memory of the plan, on one core."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    from data_prep.plan_stage import plan
+
+    weights = [{"name": f"s{i}", "path": "x", "form": "alpaca", "weight": i + 1} for i in range(sources)]
+    recipe = Recipe.model_validate({"tokenizer": "t", "seq_len": SEQ_LEN, "sources": weights, "max_repeats": 2})
+    wall, cpu = time.perf_counter(), time.process_time()
+    summary = plan(parts_of(folder, documents, sources), recipe, folder / "plan")
+    return {
+        "documents": documents,
+        "seconds": round(time.perf_counter() - wall, 2),
+        "cpu_seconds": round(time.process_time() - cpu, 2),
+        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+        "efficiency": summary["splits"]["train"]["efficiency"],
+        "uses": summary["splits"]["train"]["documents"],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
