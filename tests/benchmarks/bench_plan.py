@@ -3,9 +3,9 @@
     python -m tests.benchmarks.bench_plan [--documents 10000000] [--sources 4]
 
 The parts' indices are written first, as the tokenize stage leaves them; then a fresh process does what
-The indices of the parts are written first, as the tokenize stage leaves them; then a fresh process does what
-log-normal, like those of instruction data; 2 % of the documents are duplicates. The last line is JSON with `documents`,
-`seconds`, `peak_gib`, `efficiency`.
+`data_prep.prepare --stage plan` does: duplicates, eval split, weighted mixture, global packing, plan written. Lengths
+are log-normal, like those of instruction data; 2 % are duplicates. The last line is JSON with `documents`, `seconds`,
+`peak_gib`, `efficiency`.
 """
 
 from __future__ import annotations

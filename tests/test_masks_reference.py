@@ -1,0 +1,91 @@
+"""Masks against an independent, slow reference: each turn rendered and tokenized by transformers, one by one."""
+
+from __future__ import annotations
+
+import pytest
+
+from data_prep.chat_templates import load_tokenizer, resolve_chat_template
+from data_prep.conversation import BadRow, Conversation
+from data_prep.readers import read_slice, slice_source
+from data_prep.recipe import Source
+from data_prep.rendering import IGNORE_INDEX, Renderer
+from data_prep.sources import resolve_form, to_conversation
+
+FILES = [  # file, rows at most
+    ("chat/fastchat_dummy_500_sharegpt.json", 500),
+    ("chat/glaive_toolcall_en_sharegpt.json", 300),
+    ("chat/kto_en_messages.json", 300),
+    ("chat/llamafactory_v1_sft_messages.jsonl", 500),
+    ("chat/oasst_100_messages.jsonl", 100),
+    ("chat/reason_tool_use_50_messages.jsonl", 50),
+    ("chat/sharegpt_raw_5.json", 5),
+    ("ko/kochatgpt_439_sharegpt.json", 439),
+    ("ko/logickor_42_messages.jsonl", 42),
+    ("ko/koalpaca_v1_11432.json", 700),
+]
+MODELS = [
+    ("gemma3", "gemma"),
+    ("qwen3", "qwen3"),
+    ("llama2", "llama2"),
+    ("mistral_v3_spm", "mistral"),
+    ("qwen3", "qwen2_5"),
+]
+
+
+@pytest.fixture(scope="module")
+def conversations(shared_data):
+    found = []
+    for name, most in FILES:
+        source = Source(name="s", path=str(shared_data / "text" / name))
+        rows = [row for piece in slice_source(source, 10_000) for row in read_slice(source, piece)][:most]
+        resolved = resolve_form(source, rows[:100])
+        for row in rows:
+            try:
+                found.append(to_conversation(resolved, row))
+            except BadRow:
+                continue
+    assert len(found) > 2500
+    return found
+
+
+def reference(tokenizer, template: str, conversation: Conversation) -> tuple[list[int], list[int]]:
+    """Ids and labels from the prompts and answers of each turn alone, as a server would tokenize them."""
+
+    def tokens(messages, prompt=False):
+        tools = list(conversation.tools) or None
+        return tokenizer.apply_chat_template(
+            messages, tools=tools, chat_template=template, add_generation_prompt=prompt, return_dict=False
+        )
+
+    messages = conversation.as_dicts()
+    whole = tokens(messages)
+    labels = [IGNORE_INDEX] * len(whole)
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant" or conversation.messages[i].train is False:
+            continue
+        prompt, until = tokens(messages[:i], prompt=True), tokens(messages[: i + 1])
+        assert until[: len(prompt)] == prompt and whole[: len(prompt)] == prompt
+        end = max(p for p in range(len(prompt), len(until)) if until[p] in tokenizer.all_special_ids)
+        labels[len(prompt) : end + 1] = until[len(prompt) : end + 1]
+    return whole, labels
+
+
+@pytest.mark.parametrize("number", range(len(MODELS)), ids=[t for _, t in MODELS])
+def test_no_difference_on_real_rows(number, conversations, shared_data):
+    name, template = MODELS[number]
+    tokenizer = load_tokenizer(str(shared_data / "tokenizers" / name))
+    renderer = Renderer(tokenizer, resolve_chat_template(template, tokenizer))
+    mine = conversations[number % 2 :: 2]  # half of them for each model: 5,000 comparisons in all
+    plain = [c for c in mine if renderer._control.spelled_in(c) is None]  # transformers would obey those
+    if "reasoning_content" not in renderer.template.text:
+        plain = [c for c in plain if all(m.reasoning is None for m in c.messages)]  # ours puts it into the content
+    compared = 0
+    for conversation, example in zip(plain, renderer.render(plain), strict=True):
+        if isinstance(example, BadRow):
+            assert example.reason in ("tools_not_in_template", "template_refused", "no_trained_tokens"), example
+            continue
+        ids, labels = reference(tokenizer, renderer.template.text, conversation)
+        assert example.input_ids.tolist() == ids, conversation
+        assert example.labels.tolist() == labels, conversation
+        compared += 1
+    assert compared > (1200 if template.startswith("qwen") else 900)  # Mistral, Llama and Gemma have no tools
