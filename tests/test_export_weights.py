@@ -16,7 +16,7 @@ from tests.export_runs import add_checkpoint, run_export
 from tests.training import kill, make_shards, run_config, train
 from train.checkpoint import publish
 from train.export_tokenizer import PROBES, strip_generation_marks
-from train.export_weights import tensor_shapes
+from train.export_weights import _check_token_rows, tensor_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -258,3 +258,17 @@ def test_a_lora_adapter_trained_under_zero3_is_whole_and_merged(tiny_model_dir, 
     run_export(run / "checkpoint-2", tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(merged), logits(trained.eval()), rtol=1e-5, atol=1e-5)
+
+
+def test_a_special_token_that_no_chat_uses_may_lie_beyond_the_model(tiny_tokenizer):
+    """As in the text-only Gemma 3, whose tokenizer has a token for images."""
+    import copy
+
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<image>"]})
+    assert len(tokenizer) == rows + 1
+    _check_token_rows(tokenizer, rows)
+    tokenizer.chat_template += "{{ '<image>' }}"
+    with pytest.raises(ValueError, match="do not belong together"):
+        _check_token_rows(tokenizer, rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 from data_prep.strict_files import read_json, read_yaml
 from tests.conftest import ROOT
 from tests.preflight_files import write_model, write_shards
+from tests.training import kill
 from train.config import load_run_config
 from train.launch import launch_from_file
 from train.preflight import check
@@ -131,8 +131,7 @@ def exit_codes(processes: list[subprocess.Popen]) -> list[int]:
         return [process.wait(timeout=150) for process in processes]
     finally:
         for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            kill(process)
 
 
 def test_machines_join_one_world(tmp_path):

@@ -47,6 +47,18 @@ def write_weights(source: Path, folder: Path, *, base_model: str | None, keep_ad
     return _rebuild_model(source, folder)
 
 
+def _check_token_rows(tokenizer: Any, rows: int) -> None:
+    """Refuse a tokenizer with tokens that the model has no row for, unless they are special ones that no chat uses (the
+    text-only Gemma 3 has one for images)."""
+    special = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    used = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    beyond = [i for i in tokenizer.get_vocab().values() if i >= rows]
+    if any(i not in special or i in used or special[i] in (tokenizer.chat_template or "") for i in beyond):
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model rows for {rows}: they do not belong together"
+        )
+
+
 def check_loads(folder: Path) -> None:
     """Load `folder` with plain AutoModelForCausalLM; files and model agree in every name and shape.
 
@@ -65,9 +77,7 @@ def check_loads(folder: Path) -> None:
     wrong = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
     if wrong:
         raise ValueError(f"{folder}: the export does not load cleanly: {wrong}")
-    tokens, rows = len(AutoTokenizer.from_pretrained(folder)), model.get_input_embeddings().weight.shape[0]
-    if tokens > rows:
-        raise ValueError(f"the tokenizer has {tokens} tokens, the model rows for {rows}: they do not belong together")
+    _check_token_rows(AutoTokenizer.from_pretrained(folder), model.get_input_embeddings().weight.shape[0])
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ValueError(
