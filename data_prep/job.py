@@ -9,6 +9,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from data_prep.decontamination import evaluation_identity
+from data_prep.filters import filter_identity
 from data_prep.parts import Part
 from data_prep.readers import Slice, read_slice, slice_source, source_identity
 from data_prep.recipe import Recipe, Source
@@ -18,6 +20,7 @@ from data_prep.sources import check_columns, resolve_form
 from data_prep.tokenize_stage import make_renderer
 
 WORK_DIR = ".work"
+_WORK_FORMAT = 1  # of the parts and the plan: work that another version left is not reused
 # What decides the bytes of a part. A part's folder is named by it, so that a changed recipe reuses no part wrongly, and
 # reuses all parts when only the mixture has changed.
 _RECIPE_KEYS = (
@@ -30,8 +33,9 @@ _RECIPE_KEYS = (
     "bad_rows",
     "too_long",
 )
+_QUALITY_KEYS = ("near_duplicates", "decontaminate", "filters", "pii")
 _SLICE_KEYS = ("name", "path", "dataset", "subset", "split", "revision", "first")
-_SOURCE_KEYS = (*_SLICE_KEYS, "form", "columns", "roles", "placeholders", "system")
+_SOURCE_KEYS = (*_SLICE_KEYS, "form", "columns", "roles", "placeholders", "system", "filters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +142,20 @@ def _identity(recipe: Recipe, inputs: dict[str, Any], renderer: Renderer) -> dic
     tokenizer = {k: v for k, v in fingerprint(renderer.tokenizer).items() if k != "name"}
     return {
         "recipe": recipe.model_dump(mode="json"),
+        "work_format": _WORK_FORMAT,
         "inputs": inputs,
+        "quality": _quality_identity(recipe),
         "tokenizer": tokenizer,
         "chat_template_sha256": hashlib.sha256(renderer.template.text.encode()).hexdigest(),
+    }
+
+
+def _quality_identity(recipe: Recipe) -> dict[str, Any]:
+    """The evaluation files and the filter functions as they are: rows checked against others must not be reused."""
+    options = [f for f in (recipe.filters, *(s.filters for s in recipe.sources)) if f is not None]
+    return {
+        "decontaminate": evaluation_identity(recipe.decontaminate) if recipe.decontaminate else [],
+        "filters": [filter_identity(f) for f in options],
     }
 
 
@@ -148,9 +163,9 @@ def _part_digest(source: Source, identity: dict[str, Any]) -> str:
     dumped = source.model_dump(mode="json")
     return digest(
         {
-            **{k: identity["recipe"][k] for k in (*_RECIPE_KEYS, "rows_per_slice")},
+            **{k: identity["recipe"][k] for k in (*_RECIPE_KEYS, *_QUALITY_KEYS, "rows_per_slice")},
             **{k: dumped[k] for k in _SOURCE_KEYS},
-            **{k: identity[k] for k in ("tokenizer", "chat_template_sha256")},
+            **{k: identity[k] for k in ("tokenizer", "chat_template_sha256", "quality", "work_format")},
             "input": identity["inputs"][source.name],
         }
     )

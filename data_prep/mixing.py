@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.near_duplicates import cluster_ids
 from data_prep.recipe import Recipe
 from data_prep.weighting import amounts, assign_copies
 
@@ -27,6 +28,7 @@ class Documents:
     source: np.ndarray  # int32, index into recipe.sources
     row: np.ndarray  # int64, row in the raw source; a row that was split is several documents, one after the other
     task_type: np.ndarray  # uint8, index into task_types.TASK_TYPES
+    signature: np.ndarray | None = None  # (documents, num_perm) uint8, if the recipe looks for near duplicates
 
     def __len__(self) -> int:
         return int(self.length.size)
@@ -38,7 +40,8 @@ class Mixture:
 
     split: np.ndarray  # (documents,) int8: TRAIN, EVAL or UNUSED
     copies: np.ndarray  # (documents,) int32: how often it is used in its split
-    duplicate_of: np.ndarray  # (documents,) int64: the document it repeats, or -1
+    duplicate_of: np.ndarray  # (documents,) int64: the document it repeats, exactly or nearly, or -1
+    is_near: np.ndarray  # (documents,) bool: it repeats it nearly, not exactly
     shares: list[dict[str, Any]]  # per source: what was asked for and what came out
     notes: list[str]  # what could not be reached
 
@@ -46,16 +49,18 @@ class Mixture:
 def mix(documents: Documents, recipe: Recipe) -> Mixture:
     """Apply the recipe's `deduplicate`, `take`, `eval_fraction` and weights, in that order."""
     duplicate_of = find_duplicates(documents) if recipe.deduplicate else np.full(len(documents), -1, np.int64)
+    cluster = _clusters(documents, recipe)
+    is_near = _drop_near_duplicates(documents, recipe, cluster, duplicate_of)
     rank = selection_order(documents.content, recipe.seed)
     split = np.full(len(documents), UNUSED, dtype=np.int8)
     for index, source in enumerate(recipe.sources):
         mine = np.flatnonzero((documents.source == index) & (duplicate_of < 0))
         split[_take(mine, rank, source.take)] = TRAIN
-    _split_eval(documents, recipe, rank, split)
+    _split_eval(documents, recipe, cluster, split)
     copies, notes = assign_copies(documents, recipe, rank, split == TRAIN)
     copies[split == EVAL] = 1
     split[copies == 0] = UNUSED
-    return Mixture(split, copies, duplicate_of, _shares(documents, recipe, split, copies), notes)
+    return Mixture(split, copies, duplicate_of, is_near, _shares(documents, recipe, split, copies), notes)
 
 
 def find_duplicates(documents: Documents) -> np.ndarray:
@@ -64,6 +69,30 @@ def find_duplicates(documents: Documents) -> np.ndarray:
     original = first[inverse]
     own = (documents.row[original] == documents.row) & (documents.source[original] == documents.source)
     return np.where(own, -1, original)
+
+
+def _clusters(documents: Documents, recipe: Recipe) -> np.ndarray:
+    """(documents,) uint64: one key for all documents that may not be torn apart by the eval split."""
+    if documents.signature is None or recipe.near_duplicates is None:
+        return documents.content
+    # Equal contents have equal signatures, so the clusters hold exact duplicates too.
+    return documents.content[cluster_ids(documents.signature, recipe.near_duplicates)]
+
+
+def _drop_near_duplicates(
+    documents: Documents, recipe: Recipe, cluster: np.ndarray, duplicate_of: np.ndarray
+) -> np.ndarray:
+    """Mark the near duplicates among those that are left in `duplicate_of`; (documents,) bool: which they are."""
+    is_near = np.zeros(len(documents), dtype=bool)
+    if recipe.near_duplicates is None or not recipe.near_duplicates.drop:
+        return is_near
+    left = np.flatnonzero(duplicate_of < 0)
+    _, first, inverse = np.unique(cluster[left], return_index=True, return_inverse=True)
+    original = left[first[inverse]]
+    own = (documents.row[original] == documents.row[left]) & (documents.source[original] == documents.source[left])
+    is_near[left[~own]] = True
+    duplicate_of[left[~own]] = original[~own]
+    return is_near
 
 
 def selection_order(content: np.ndarray, seed: int) -> np.ndarray:
@@ -82,19 +111,21 @@ def _take(mine: np.ndarray, rank: np.ndarray, take: int | float | None) -> np.nd
     return mine[np.argsort(rank[mine], kind="stable")[:number]]
 
 
-def _split_eval(documents: Documents, recipe: Recipe, rank: np.ndarray, split: np.ndarray) -> None:
-    """The documents with the smallest keys of each source go to eval, and so does whatever has the same content."""
+def _split_eval(documents: Documents, recipe: Recipe, cluster: np.ndarray, split: np.ndarray) -> None:
+    """The documents with the smallest keys of each source go to eval, and so does whatever is in their clusters."""
+    rank = selection_order(cluster, recipe.seed)
     held_out = np.zeros(len(documents), dtype=bool)
     seen_earlier = np.zeros(len(documents), dtype=bool)
-    if not recipe.deduplicate:  # a content belongs to the first source that has it
-        seen_earlier = find_duplicates(documents) >= 0
+    if (split == TRAIN).sum() > np.unique(cluster[split == TRAIN]).size:  # a cluster belongs to its first document
+        _, first = np.unique(cluster, return_index=True)
+        seen_earlier[:] = True
+        seen_earlier[first] = False
     for index, source in enumerate(recipe.sources):
         fraction = recipe.eval_fraction if source.eval_fraction is None else source.eval_fraction
         mine = np.flatnonzero((documents.source == index) & (split == TRAIN) & ~seen_earlier)
         number = round(fraction * mine.size)
         held_out[mine[np.argsort(rank[mine], kind="stable")[:number]]] = True
-    # Equal contents have equal keys, so comparing contents moves every copy of a held-out document along.
-    in_eval = np.isin(documents.content, documents.content[held_out])
+    in_eval = np.isin(cluster, cluster[held_out])
     split[in_eval & (split == TRAIN)] = EVAL
 
 

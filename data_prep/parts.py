@@ -1,7 +1,8 @@
 """One slice's results in the work folder, the marker last; a rerun skips the parts whose marker exists.
 
 SOURCE-00000.arrow      input_ids, labels: one row per document
-SOURCE-00000.npz        per document: row (int64, in the raw source), length, trained (int32), content (uint64)
+SOURCE-00000.npz        per document: row (int64, in the raw source), length, trained (int32), content (uint64),
+                        task_type, language (uint8), and if asked for signature (bytes)
 SOURCE-00000.dropped    JSON lines: the rows that cannot be used, with reason and place
 SOURCE-00000.json       counts; its existence means complete
 """
@@ -17,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import task_types
+from data_prep import languages, task_types
 from data_prep.conversation import BadRow, Conversation
 from data_prep.long_rows import Fitted
+from data_prep.near_duplicates import NearDuplicates, conversation_text, signatures
 from data_prep.readers import RawRow, Slice
 from data_prep.rendering import TokenizedExample
 from data_prep.shards import to_json, write_atomically
@@ -53,6 +55,9 @@ class PartWriter:
     rows: list[int] = field(default_factory=list)
     contents: list[int] = field(default_factory=list)
     task_types: list[int] = field(default_factory=list)
+    languages: list[int] = field(default_factory=list)
+    near_duplicates: NearDuplicates | None = None  # options of the signatures, if any are wanted
+    texts: list[str] = field(default_factory=list)  # one per document, only for the signatures
     dropped: list[dict[str, Any]] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)  # rows that were kept in another form
@@ -62,11 +67,15 @@ class PartWriter:
     def keep(self, raw: RawRow, conversation: Conversation, fitted: Fitted) -> None:
         """Take a row's documents. They share the row's content hash: what is done to one is done to all."""
         content, task_type = conversation.content_hash(), task_types.classify(conversation)
+        language = languages.detect_conversation(conversation)
         for example in fitted.examples:
             self.examples.append(example)
             self.rows.append(raw.number)
             self.contents.append(content)
             self.task_types.append(task_type)
+            self.languages.append(language)
+            if self.near_duplicates:
+                self.texts.append(conversation_text(conversation))
         self.kept += 1
         if fitted.how:
             self.changed[fitted.how] += 1
@@ -90,7 +99,10 @@ class PartWriter:
             "trained": np.array([e.num_trained for e in self.examples], dtype=np.int32),
             "content": np.array(self.contents, dtype=np.uint64),
             "task_type": np.array(self.task_types, dtype=np.uint8),
+            "language": np.array(self.languages, dtype=np.uint8),
         }
+        if self.near_duplicates:
+            arrays["signature"] = signatures(self.texts, self.near_duplicates)
         part.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(part.file(".arrow"), _arrow(self.examples))
         buffer = io.BytesIO()

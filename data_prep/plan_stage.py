@@ -32,17 +32,24 @@ class SplitPlan:
 def load_documents(parts: list[Part], recipe: Recipe) -> tuple[Documents, np.ndarray, np.ndarray]:
     """All parts' documents in recipe order; per document its part's number and its row in the raw source."""
     names = {s.name: i for i, s in enumerate(recipe.sources)}
-    columns: dict[str, list[np.ndarray]] = {k: [] for k in (*_INDEXED, "part", "source")}
+    indexed = (*_INDEXED, *(["signature"] if recipe.near_duplicates else []))
+    columns: dict[str, list[np.ndarray]] = {k: [] for k in (*indexed, "part", "source")}
     for number, part in enumerate(parts):
         with np.load(part.file(".npz")) as index:
-            for key in _INDEXED:
+            for key in indexed:
                 columns[key].append(index[key])
         size = columns["row"][-1].size
         columns["part"].append(np.full(size, number, dtype=np.int32))
         columns["source"].append(np.full(size, names[part.slice.source], dtype=np.int32))
     flat = {key: np.concatenate(arrays) for key, arrays in columns.items()}
     documents = Documents(
-        flat["length"], flat["trained"], flat["content"], flat["source"], flat["row"], flat["task_type"]
+        flat["length"],
+        flat["trained"],
+        flat["content"],
+        flat["source"],
+        flat["row"],
+        flat["task_type"],
+        flat.get("signature"),
     )
     return documents, flat["part"], flat["row"]
 
@@ -61,6 +68,7 @@ def plan(parts: list[Part], recipe: Recipe, folder: Path) -> dict[str, Any]:
             f"no document is left to train on: {_losses(parts)}. The dropped rows lie in {parts[0].folder}"
         )
     arrays: dict[str, np.ndarray] = {"part": part_of, "in_part": _position_in_part(part_of), "source": documents.source}
+    arrays |= {"split": mixture.split, "copies": mixture.copies}  # for the report
     splits = {}
     for name in SPLITS:
         split = _pack_split(documents, mixture, recipe, _SPLIT_CODES[name])
@@ -133,10 +141,12 @@ def _source_counts(documents: Documents, mixture: Mixture, parts: list[Part], re
         dropped, changed, lost_tokens = (_total(counts, key) for key in ("dropped", "changed", "lost_tokens"))
         mine = documents.source == index
         repeated = mine & (mixture.duplicate_of >= 0)
-        duplicates = int(np.unique(documents.row[repeated]).size)
-        if duplicates:
-            dropped["duplicate"] = duplicates
-            lost_tokens["duplicate"] = int(documents.length[repeated].sum(dtype=np.int64))
+        duplicates = 0
+        for reason, those in (("duplicate", ~mixture.is_near), ("near_duplicate", mixture.is_near)):
+            if number := int(np.unique(documents.row[repeated & those]).size):
+                dropped[reason] = number
+                lost_tokens[reason] = int(documents.length[repeated & those].sum(dtype=np.int64))
+                duplicates += number
         result.append(
             {
                 "name": source.name,
@@ -168,10 +178,11 @@ def _duplicate_lines(documents: Documents, mixture: Mixture, row_of: np.ndarray,
     for i in np.flatnonzero(mixture.duplicate_of >= 0):
         first = mixture.duplicate_of[i]
         of = f"row {row_of[first]} of {names[documents.source[first]]}"
+        reason = "near_duplicate" if mixture.is_near[i] else "duplicate"
         line = {
             "source": names[documents.source[i]],
             "row": int(row_of[i]),
-            "reason": "duplicate",
+            "reason": reason,
             "detail": f"repeats {of}",
         }
         lines.append(json.dumps(line) + "\n")

@@ -149,9 +149,10 @@ def _pack(job: Job, num_workers: int, task: tuple[int, int]) -> None:
 
 
 def _finish(job: Job, keep_work: bool, started: float) -> dict[str, Any]:
-    """What is left when all shards are there: the lists of dropped rows, and the manifest, last."""
+    """What is left when all shards are there: the lists of dropped rows, the report, and the manifest, last."""
     from data_prep.manifest import build_manifest, summary_lines, write_dropped
     from data_prep.pack_stage import shard_tasks
+    from data_prep.report import load_report_data, write_report
     from data_prep.shards import MANIFEST, to_json, write_atomically
 
     tasks = shard_tasks(_planned(job), job.recipe)
@@ -162,12 +163,14 @@ def _finish(job: Job, keep_work: bool, started: float) -> dict[str, Any]:
         )
     write_dropped(job)
     manifest = build_manifest(job, tasks)
+    data = load_report_data([part.file(".npz") for part in job.parts], job.plan_dir / "plan.npz")
+    write_report(job.output, manifest, data, job.renderer.tokenizer)
     write_atomically(job.output / MANIFEST, to_json(manifest))
     if not keep_work:
         shutil.rmtree(job.work)
     print("\n".join(summary_lines(manifest)))
     tokens = sum(s["tokens"] for s in manifest["sources"])
-    print(f"{tokens:,} tokens in {time.monotonic() - started:.1f} s -> {job.output}")
+    print(f"{tokens:,} tokens in {time.monotonic() - started:.1f} s -> {job.output} (see its report.html)")
     return manifest
 
 

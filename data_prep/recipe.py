@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from data_prep.decontamination import Decontaminate
+from data_prep.filters import Filters
+from data_prep.near_duplicates import NearDuplicates
 from data_prep.strict_files import read_yaml
 
 Form = Literal["auto", "alpaca", "dolly", "question_answer", "prompt_completion", "messages", "sharegpt"]
@@ -55,6 +58,7 @@ class Source(_Strict):
     weight: Annotated[float, Field(gt=0.0)] | None = None  # wanted share of the mixture, relative to the other weights
     max_repeats: Annotated[float, Field(ge=1.0)] | None = None  # overrides the recipe's
     repeat: Annotated[float, Field(gt=0.0)] | None = None  # use the training rows so many times over
+    filters: Filters | None = None  # in the place of the recipe's
     balance: Literal["task_type"] | None = None  # give each task type at most an equal share of the source
     stage: Annotated[int, Field(ge=0)] = 0  # with `order: curriculum`: the stages follow each other
     eval_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # overrides the recipe's
@@ -104,6 +108,10 @@ class Recipe(_Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     eval_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05  # of each source's distinct conversations
     deduplicate: bool = True  # exact duplicates of a whole conversation, within and across sources
+    near_duplicates: NearDuplicates | None = None  # the same by MinHash, within and across sources
+    decontaminate: Decontaminate | None = None  # drop rows that overlap with evaluation files
+    filters: Filters | None = None  # rows to leave out by length, language, pattern or a function
+    pii: tuple[Literal["email", "phone"], ...] = ()  # what to mask in all texts
     train_on: Literal["all", "last", "flags"] = "all"  # assistant turns: all not flagged off, the last, those flagged
     reasoning: Literal["keep", "strip"] = "keep"  # the model's thoughts before an answer
     control_tokens: Literal["escape", "reject", "allow"] = "escape"  # content that spells a control token

@@ -7,8 +7,12 @@ from itertools import islice
 
 from data_prep.chat_templates import load_tokenizer, resolve_chat_template
 from data_prep.conversation import BadRow, Conversation
+from data_prep.decontamination import evaluation_index
+from data_prep.filters import check, check_trained_tokens
+from data_prep.languages import LANGUAGES, detect_conversation
 from data_prep.long_rows import fit
 from data_prep.parts import Part, PartWriter
+from data_prep.pii import mask_conversation
 from data_prep.readers import RawRow, read_slice
 from data_prep.recipe import Recipe, Source
 from data_prep.rendering import Renderer, TokenizedExample
@@ -37,30 +41,45 @@ def tokenize_part(part: Part, recipe: Recipe, renderer: Renderer) -> None:
     Raises:
         ValueError: a row cannot be used and the recipe says to refuse.
     """
-    writer = PartWriter()
+    writer = PartWriter(near_duplicates=recipe.near_duplicates)
     source = next(s for s in recipe.sources if s.name == part.slice.source)
     rows = read_slice(source, part.slice)
     while batch := list(islice(rows, ROWS_PER_CALL)):
-        for raw, conversation, result in _render(batch, source, recipe, renderer):
+        for raw, conversation, result in _render(batch, source, recipe, renderer, writer):
             _take(raw, conversation, result, recipe, renderer, writer)
     writer.write(part)
 
 
 def _render(
-    batch: list[RawRow], source: Source, recipe: Recipe, renderer: Renderer
+    batch: list[RawRow], source: Source, recipe: Recipe, renderer: Renderer, writer: PartWriter
 ) -> Iterator[tuple[RawRow, Conversation | None, TokenizedExample | BadRow]]:
-    converted = [_convert(raw, source, recipe) for raw in batch]
+    converted = _decontaminated([_convert(raw, source, recipe, writer) for raw in batch], recipe)
     rendered = iter(renderer.render([c for c in converted if isinstance(c, Conversation)]))
     for raw, c in zip(batch, converted, strict=True):
         yield (raw, c, next(rendered)) if isinstance(c, Conversation) else (raw, None, c)
 
 
-def _convert(raw: RawRow, source: Source, recipe: Recipe) -> Conversation | BadRow:
+def _convert(raw: RawRow, source: Source, recipe: Recipe, writer: PartWriter) -> Conversation | BadRow:
+    """The row's conversation, masked, if the filters let it pass."""
     separator = "\n\n### Input:\n" if recipe.chat_template == "alpaca" else "\n\n"
+    options = source.filters or recipe.filters
     try:
-        return to_conversation(source, raw, input_separator=separator)
+        conversation = to_conversation(source, raw, input_separator=separator)
+        if options:
+            check(conversation, options, LANGUAGES[detect_conversation(conversation)] if options.languages else None)
     except BadRow as bad:
         return bad
+    conversation, count = mask_conversation(conversation, frozenset(recipe.pii)) if recipe.pii else (conversation, 0)
+    writer.changed["masked"] += count > 0
+    return conversation
+
+
+def _decontaminated(converted: list[Conversation | BadRow], recipe: Recipe) -> list[Conversation | BadRow]:
+    """Those that overlap with the evaluation files become bad rows."""
+    if recipe.decontaminate is None:
+        return converted
+    verdicts = iter(evaluation_index(recipe.decontaminate).check([c for c in converted if isinstance(c, Conversation)]))
+    return [next(verdicts) or c if isinstance(c, Conversation) else c for c in converted]
 
 
 def _take(
@@ -76,6 +95,9 @@ def _take(
         if isinstance(result, BadRow):
             raise result
         assert conversation is not None
+        options = next(s.filters for s in recipe.sources if s.name == conversation.source) or recipe.filters
+        if options:
+            check_trained_tokens(result.num_trained, options)
         writer.keep(raw, conversation, fit(conversation, result, recipe.seq_len, recipe.too_long, renderer))
     except BadRow as bad:
         _refuse_if_asked(raw, bad, recipe)

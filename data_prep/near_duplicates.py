@@ -1,0 +1,158 @@
+"""Near duplicates: MinHash signatures of conversations (stage 1), and clusters of them (stage 2).
+
+The similarity of two conversations is the Jaccard index of their sets of shingles: five words in a row, or five
+characters for scripts without spaces and for short texts. A signature estimates it in `num_perm` bytes (b-bit MinHash,
+Li and Koenig 2010); locality-sensitive hashing finds the pairs worth comparing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_prep.conversation import Conversation
+from data_prep.shingles import mix_bits, shingle_hashes, tokenize
+
+TEXTS_PER_CALL = 512
+_SEED = 42
+_CHANCE = 1 / 256  # that the bytes of two different minima agree
+_RECALL = 0.995  # wanted probability that a pair at the threshold is compared
+_NEIGHBOURS = 128  # others of its bucket that a document is compared with, so that no bucket costs its square
+_PAIRS_PER_CALL = 1 << 16
+
+
+class NearDuplicates(BaseModel):
+    """The recipe's `near_duplicates`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Below one half, texts that only share a template would count as duplicates, and pairs would be missed.
+    threshold: Annotated[float, Field(ge=0.5, le=1.0)] = 0.8  # Jaccard similarity from which on two are duplicates
+    num_perm: Annotated[int, Field(ge=16, le=1024)] = (
+        128  # bytes of a signature; standard error about 0.4 / sqrt(num_perm)
+    )
+    shingle: Annotated[int, Field(ge=1, le=50)] = 5  # words, or characters, in a row
+    short: Annotated[int, Field(ge=0)] = 50  # texts of fewer words are taken by characters
+    drop: bool = True  # keep the first only; false: keep all, but on the same side of the eval split
+
+
+def conversation_text(conversation: Conversation) -> str:
+    """What is compared: all that is said, but for the system prompt, which many conversations share."""
+    turns = [m for m in conversation.messages if m.role != "system"]
+    calls = (json.dumps([c.name, c.arguments], ensure_ascii=False, sort_keys=True) for m in turns for c in m.tool_calls)
+    return "\n".join([*(text for m in turns for text in (m.reasoning, m.content) if text), *calls])
+
+
+def signatures(texts: list[str], options: NearDuplicates) -> np.ndarray:
+    """MinHash signatures: (texts, num_perm) uint8, the low byte of each minimum. Equal in all processes."""
+    found = np.zeros((len(texts), options.num_perm), dtype=np.uint8)
+    for start in range(0, len(texts), TEXTS_PER_CALL):
+        chunk = texts[start : start + TEXTS_PER_CALL]
+        found[start : start + len(chunk)] = _signatures(chunk, options)
+    return found
+
+
+def _signatures(texts: list[str], options: NearDuplicates) -> np.ndarray:
+    from rensa import RMinHash
+
+    tokens = tokenize(texts, keep_punctuation=True, characters_below=options.short)
+    hashes, starts = shingle_hashes(tokens, options.shingle)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, starts.astype(np.uint64), options.num_perm, _SEED)
+    return np.array(matrix.to_rows(), dtype=np.uint32).astype(np.uint8)
+
+
+def find_near_duplicates(signatures: np.ndarray, options: NearDuplicates) -> np.ndarray:
+    """(documents,) int64: the first document of each one's cluster, or -1 for the first itself and for single ones."""
+    clusters = cluster_ids(signatures, options)
+    return np.where(clusters == np.arange(clusters.size), -1, clusters)
+
+
+def cluster_ids(signatures: np.ndarray, options: NearDuplicates) -> np.ndarray:
+    """(documents,) int64: the index of the first document of each one's cluster.
+
+    Clusters are the connected components of the pairs whose estimated similarity reaches the threshold.
+
+    Args:
+        signatures: (documents, num_perm), as made by `signatures`.
+    """
+    rows, first, inverse = _distinct(signatures.astype(np.uint8, copy=False))
+    clusters = np.arange(rows.shape[0])
+    for columns in _bands(options.threshold, options.num_perm):
+        _join_similar(rows, columns, options.threshold, clusters)
+    # Distinct rows are numbered by their first document, so the smallest number is the first document's.
+    return first[_roots(clusters, inverse)]
+
+
+def _distinct(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The different signatures in order of appearance; the first document of each; each document's signature."""
+    _, first, inverse = np.unique(_row_keys(signatures), return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    number = np.empty_like(order)
+    number[order] = np.arange(order.size)
+    return signatures[first[order]], first[order], number[inverse]
+
+
+def _bands(threshold: float, num_perm: int) -> list[slice]:
+    """Columns of which one set has to agree for a pair to be compared: as wide as `_RECALL` at the threshold allows."""
+    agree = threshold + (1 - threshold) * _CHANCE
+    width = 1
+    for wider in range(2, num_perm + 1):
+        if 1 - (1 - agree**wider) ** (num_perm // wider) >= _RECALL:
+            width = wider
+    return [slice(start, start + width) for start in range(0, num_perm - width + 1, width)]
+
+
+def _join_similar(rows: np.ndarray, columns: slice, threshold: float, clusters: np.ndarray) -> None:
+    """Compare the rows that agree in `columns`, and join the clusters of the similar ones."""
+    keys = _row_keys(rows[:, columns])
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    place = np.arange(keys.size)
+    for distance in range(1, _NEIGHBOURS + 1):
+        place = place[: np.searchsorted(place, keys.size - distance)]
+        place = place[keys[place] == keys[place + distance]]
+        if not place.size:
+            return
+        _join(rows, order[place], order[place + distance], threshold, clusters)
+    # A bucket of more documents: each of its documents with its first one.
+    first = np.searchsorted(keys, keys[place])
+    _join(rows, order[first], order[place + _NEIGHBOURS], threshold, clusters)
+
+
+def _join(rows: np.ndarray, left: np.ndarray, right: np.ndarray, threshold: float, clusters: np.ndarray) -> None:
+    apart = _roots(clusters, left) != _roots(clusters, right)
+    left, right = left[apart], right[apart]
+    wanted = rows.shape[1] * (threshold + (1 - threshold) * _CHANCE) - 1e-9
+    similar = np.zeros(left.size, dtype=bool)
+    for start in range(0, left.size, _PAIRS_PER_CALL):
+        part = slice(start, start + _PAIRS_PER_CALL)
+        similar[part] = np.count_nonzero(rows[left[part]] == rows[right[part]], axis=1) >= wanted
+    _unite(clusters, left[similar], right[similar])
+
+
+def _unite(clusters: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
+    """Union-find on arrays: the larger root of a pair points to the smaller one, until all pairs share a root."""
+    while left.size:
+        left, right = _roots(clusters, left), _roots(clusters, right)
+        apart = left != right
+        left, right = left[apart], right[apart]
+        np.minimum.at(clusters, np.maximum(left, right), np.minimum(left, right))
+
+
+def _roots(clusters: np.ndarray, members: np.ndarray) -> np.ndarray:
+    roots = clusters[members]
+    while (above := clusters[roots]).tobytes() != roots.tobytes():
+        roots = above
+    clusters[members] = roots  # shorter paths for the next time
+    return roots
+
+
+def _row_keys(rows: np.ndarray) -> np.ndarray:
+    """(rows,) uint64: a hash of each row of bytes."""
+    keys = np.zeros(rows.shape[0], dtype=np.uint64)
+    for column in rows.T:
+        keys = mix_bits(keys + column + np.uint64(1))
+    return keys
