@@ -70,7 +70,8 @@ def _convert(raw: RawRow, source: Source, recipe: Recipe, writer: PartWriter) ->
     except BadRow as bad:
         return bad
     conversation, count = mask_conversation(conversation, frozenset(recipe.pii)) if recipe.pii else (conversation, 0)
-    writer.changed["masked"] += count > 0
+    if count:
+        writer.changed["masked"] += 1
     return conversation
 
 
