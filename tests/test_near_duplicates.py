@@ -1,0 +1,320 @@
+"""Near duplicates: signatures estimate the Jaccard index, clusters are those of all pairs compared one by one."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import subprocess
+import sys
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from data_prep import near_duplicates
+from data_prep.conversation import Conversation, Message, ToolCall
+from data_prep.near_duplicates import (
+    NearDuplicates,
+    cluster_ids,
+    conversation_text,
+    find_near_duplicates,
+    signatures,
+)
+from data_prep.shingles import shingle_hashes, tokenize
+from tests.conftest import ROOT
+from tests.real_texts import texts
+
+DEFAULT = NearDuplicates()
+ENGLISH = (
+    "Explain how vaccines work and why some of them need a second dose after a few weeks. A vaccine shows the immune "
+    "system a harmless part of a virus, so that it learns to recognise the virus before a real infection. The first "
+    "dose primes the memory cells; the second one, some weeks later, makes them many more and their answer much "
+    "faster, which is why protection is far better and lasts far longer after it than after the first one alone."
+)
+KOREAN = (
+    "제2형 당뇨병 환자는 식사를 어떻게 해야 하나요? 당뇨병 환자는 규칙적인 시간에 알맞은 양을 골고루 드시는 것이 "
+    "좋습니다. 흰쌀밥보다는 잡곡밥을 드시고, 채소와 단백질을 먼저 드신 뒤 탄수화물을 드시면 혈당이 천천히 오릅니다. "
+    "단 음료와 과자는 피하세요."
+)
+CHINESE = (
+    "糖尿病患者应该怎样饮食？糖尿病患者应当定时定量进餐，少吃精白米面，多吃蔬菜和优质蛋白质，避免含糖饮料和糕点，"
+    "同时坚持每天散步半小时。"
+)
+JAPANESE = (
+    "風邪をひいたときはどうすればいいですか。水分を十分にとり、暖かくしてゆっくり休んでください。"
+    "熱が高いときは医師に相談しましょう。"
+)
+RAINBOW = "The colors of the rainbow are red, orange, yellow, green, blue, indigo, and violet."
+THAI = "ผู้ป่วยเบาหวานควรรับประทานอาหารอย่างไร ควรรับประทานอาหารให้ตรงเวลาและหลีกเลี่ยงเครื่องดื่มที่มีน้ำตาล"
+
+
+def duplicates(documents: list[str], options: NearDuplicates = DEFAULT) -> list[int]:
+    return find_near_duplicates(signatures(documents, options), options).tolist()
+
+
+def shingle_sets(documents: list[str], options: NearDuplicates = DEFAULT) -> list[frozenset[int]]:
+    tokens = tokenize(documents, keep_punctuation=True, characters_below=options.short)
+    hashes, starts = shingle_hashes(tokens, options.shingle)
+    return [frozenset(hashes[a:b].tolist()) for a, b in itertools.pairwise(starts)]
+
+
+def jaccard(a: frozenset[int], b: frozenset[int]) -> float:
+    return len(a & b) / len(a | b)
+
+
+# Shingles.
+
+
+def test_shingles_are_runs_of_words_or_of_characters():
+    words = NearDuplicates(short=0)
+    assert len(shingle_sets(["one two three four five six seven"], words)[0]) == 3
+    assert shingle_sets(["one two three four five"], words) == shingle_sets(["  One TWO\tthree\nfour  five "], words)
+    assert len(shingle_sets(["감기약 추천해 주세요"], words)[0]) == 9 - 4  # by syllables: spaces do not matter
+    assert len(shingle_sets(["one two three"])[0]) == 11 - 4  # a short text: by characters
+    assert len(shingle_sets(["감기", "", " \n"])[0]) == 1
+
+
+@pytest.mark.parametrize("text", [ENGLISH, KOREAN, CHINESE, JAPANESE, THAI])
+def test_writing_it_otherwise_makes_no_difference(text):
+    variants = [
+        text,
+        text.upper(),
+        f"\n {text.replace(' ', '  ')}\t",
+        unicodedata.normalize("NFD", text),  # Korean as its letters, as some systems write it
+        "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text),  # full-width letters
+    ]
+    assert duplicates(variants) == [-1, 0, 0, 0, 0]
+
+
+def test_korean_without_its_spaces_is_the_same():
+    assert duplicates([KOREAN, KOREAN.replace(" ", "")]) == [-1, 0]
+
+
+def naive_shingles(text: str, size: int) -> set[tuple[str, ...]]:
+    words = text.lower().split()
+    return {tuple(words[i : i + size]) for i in range(max(len(words) - size + 1, 1))}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(["a", "b", "C", "dd", "e1", "f-", ";"]), max_size=12), min_size=1, max_size=6))
+def test_shingles_are_those_of_a_plain_implementation(documents):
+    texts = [" ".join(words) for words in documents]
+    fast = shingle_sets(texts, NearDuplicates(short=0, shingle=3))
+    slow = [naive_shingles(text, 3) for text in texts]
+    for i in range(len(texts)):
+        assert len(fast[i]) == len(slow[i])
+        for j in range(i):
+            assert len(fast[i] & fast[j]) == len(slow[i] & slow[j])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=8))
+def test_a_text_has_the_same_signature_in_any_company(documents):
+    together = signatures(documents, DEFAULT)
+    assert together.shape == (len(documents), 128)
+    for text, row in zip(documents, together, strict=True):
+        assert (signatures([text], DEFAULT)[0] == row).all()
+
+
+# Signatures.
+
+
+def test_signatures_estimate_the_jaccard_index():
+    random = np.random.default_rng(0)
+    vocabulary = [f"w{i}" for i in range(5000)]
+    errors = []
+    for size in (60, 200, 800):
+        for changed in (0.0, 0.01, 0.03, 0.1):
+            words = random.choice(vocabulary, (20, size))
+            others = np.where(random.random((20, size)) < changed, random.choice(vocabulary, (20, size)), words)
+            pair = [[" ".join(w) for w in rows] for rows in (words, others)]
+            exact = [jaccard(a, b) for a, b in zip(*map(shingle_sets, pair), strict=True)]
+            agree = (signatures(pair[0], DEFAULT) == signatures(pair[1], DEFAULT)).mean(axis=1)
+            errors += list((agree - 1 / 256) / (1 - 1 / 256) - exact)
+    assert abs(np.mean(errors)) < 0.01
+    assert np.std(errors) < 0.045  # sqrt(J (1 - J) / 128) is at most 0.044
+    assert np.abs(errors).max() < 0.2
+
+
+def digest(**environment: str) -> str:
+    code = (
+        "import hashlib, sys; from tests.test_near_duplicates import *\n"
+        "print(hashlib.sha256(signatures([ENGLISH, KOREAN, CHINESE, 'short', ENGLISH * 40], DEFAULT)).hexdigest())"
+    )
+    env = {**os.environ, **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=True
+    ).stdout.strip()
+
+
+def test_signatures_are_equal_in_all_processes_and_on_all_processors():
+    here = hashlib.sha256(signatures([ENGLISH, KOREAN, CHINESE, "short", ENGLISH * 40], DEFAULT)).hexdigest()
+    # A new version of the library with other signatures: parts made before it must not be mixed with later ones.
+    assert here == "59fcee6d98b70dadf5163cd4ff6fb245f28a7c2f153106025c8b9f2167b820f4"
+    assert digest(PYTHONHASHSEED="1", RAYON_NUM_THREADS="1") == here
+    assert digest(PYTHONHASHSEED="2", RENSA_FORCE_KERNEL="scalar") == here
+
+
+# Clusters.
+
+
+def slow_clusters(rows: np.ndarray, threshold: float) -> list[int]:
+    agree = (rows[:, None, :] == rows[None, :, :]).mean(axis=2)
+    similar = (agree - 1 / 256) / (1 - 1 / 256) >= threshold - 1e-9
+    clusters = list(range(len(rows)))
+    for _ in range(len(rows)):
+        clusters = [min(clusters[j] for j in np.flatnonzero(similar[i])) for i in range(len(rows))]
+    return clusters
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 0.7, 0.8, 0.9, 1.0]), st.sampled_from([16, 64, 128]))
+def test_clusters_are_those_of_all_pairs(seed, threshold, num_perm):
+    random = np.random.default_rng(seed)
+    rows = random.integers(0, 256, (60, num_perm), dtype=np.uint8)
+    for i in range(1, 60):  # most are copies of an earlier one with some bytes changed
+        rows[i] = rows[random.integers(0, i)]
+        changed = random.random(num_perm) < random.choice([0.0, 0.02, 0.1, 0.6, 1.0])
+        rows[i, changed] = random.integers(0, 256, changed.sum())
+    options = NearDuplicates(threshold=threshold, num_perm=num_perm)
+    expected, found = slow_clusters(rows, threshold), cluster_ids(rows, options).tolist()
+    # Hashing finds a pair right at the threshold with probability 0.995: nothing is joined wrongly, little is missed.
+    assert all(expected[i] == expected[c] for i, c in enumerate(found))
+    assert sum(a != b for a, b in zip(expected, found, strict=True)) <= 3
+
+
+def test_a_chain_of_similar_documents_is_one_cluster_named_by_its_first():
+    random = np.random.default_rng(3)
+    rows = np.empty((40, 128), dtype=np.uint8)
+    rows[0] = random.integers(0, 256, 128)
+    for i in range(1, 40):
+        rows[i] = rows[i - 1]
+        rows[i, random.choice(128, 6, replace=False)] = random.integers(0, 256, 6)
+    shuffled = rows[random.permutation(40)]
+    assert (shuffled[0] == shuffled[-1]).mean() < 0.8  # alone these two are not similar
+    assert cluster_ids(shuffled, DEFAULT).tolist() == [0] * 40
+    assert find_near_duplicates(shuffled, DEFAULT).tolist() == [-1] + [0] * 39
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=4), max_size=20))
+def test_pairs_joined_in_any_order_make_the_same_clusters(batches):
+    clusters, slow = np.arange(20), list(range(20))
+    for pairs in batches:
+        left, right = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        near_duplicates._unite(clusters, left, right)
+        for a, b in pairs:
+            slow = [min(slow[a], slow[b]) if c in (slow[a], slow[b]) else c for c in slow]
+    assert near_duplicates._roots(clusters, np.arange(20)).tolist() == slow
+
+
+def test_a_long_path_leads_to_its_first_document():
+    clusters = np.arange(50)
+    for i in range(48, -1, -1):  # each pair makes the path from the last document one longer
+        near_duplicates._unite(clusters, np.array([i]), np.array([i + 1]))
+    assert near_duplicates._roots(clusters, np.array([49, 30, 0])).tolist() == [0, 0, 0]
+
+
+def test_a_large_cluster_is_found_whole_and_in_a_moment():
+    random = np.random.default_rng(0)
+    base = random.integers(0, 256, 128, dtype=np.uint8)
+    rows = np.where(random.random((3000, 128)) < 0.05, random.integers(0, 256, (3000, 128), dtype=np.uint8), base)
+    assert (cluster_ids(rows, DEFAULT) == 0).all()
+
+
+def test_no_documents_and_one_document():
+    assert cluster_ids(signatures([], DEFAULT), DEFAULT).tolist() == []
+    assert duplicates(["a"]) == [-1]
+
+
+# Texts.
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (ENGLISH, ENGLISH.replace("a few weeks", "several weeks")),
+        (KOREAN, KOREAN.replace("규칙적인", "정해진")),
+        (KOREAN, KOREAN.replace("좋습니다", "좋아요")),
+        (CHINESE, CHINESE.replace("半小时", "一小时")),
+        (JAPANESE, JAPANESE.replace("ゆっくり", "")),
+        (THAI, THAI + "ครับ"),
+        (f"Name the colors of the rainbow.\n{RAINBOW}", f"List the colors in the rainbow.\n{RAINBOW}"),
+        (
+            "감기약 종류 좀 알려주세요.\n해열제와 진통제가 있습니다.",
+            "감기약종류 좀 알려 주세요.\n해열제와 진통제가 있습니다",
+        ),
+    ],
+)
+def test_near_duplicates_are_found(first, second):
+    documents = [first, "unrelated text about the weather in spring", second]
+    assert duplicates(documents, NearDuplicates(threshold=0.7)) == [-1, -1, 0]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (ENGLISH, KOREAN),
+        ("What is 15 + 4?\n19", "What is 15 - 4?\n11"),
+        ("What is the capital of France?\nParis", "What is the capital of Spain?\nMadrid"),
+        ("프랑스의 수도는 어디인가요?\n파리입니다.", "스페인의 수도는 어디인가요?\n마드리드입니다."),
+        ("首都是哪里？法国的首都是巴黎。", "首都是哪里？西班牙的首都是马德里。"),
+    ],
+)
+def test_texts_that_differ_are_not(first, second):
+    assert duplicates([first, second]) == [-1, -1]
+
+
+def test_the_first_document_is_kept_whichever_source_it_is_from():
+    a, b = ENGLISH, KOREAN
+    assert duplicates([a, b, "x", b, a, a]) == [-1, -1, -1, 1, 0, 0]
+
+
+def test_a_shared_system_prompt_does_not_make_conversations_similar():
+    def text(question: str, **more) -> str:
+        turns = (Message("system", ENGLISH), Message("user", question), Message("assistant", "네", **more))
+        return conversation_text(Conversation(turns, "s", 0))
+
+    assert text("감기약 추천") == "감기약 추천\n네"
+    call = ToolCall("search", {"b": 1, "a": "감기"})
+    assert text("?", reasoning="생각", tool_calls=(call,)) == '?\n생각\n네\n["search", {"a": "감기", "b": 1}]'
+
+
+@pytest.mark.parametrize("wrong", [{"threshold": 0.3}, {"threshold": 1.5}, {"num_perm": 0}, {"treshold": 0.8}])
+def test_options_are_checked(wrong):
+    with pytest.raises(ValidationError):
+        NearDuplicates(**wrong)
+
+
+# Real data.
+
+
+@pytest.mark.parametrize(
+    ("file", "exact"),
+    [("med/medical_meadow_5942.json", 92), ("ko/songys_chatbot_11823.csv", 73)],
+)
+def test_real_exact_duplicates_are_all_found_and_pairs_are_similar(shared_data, file, exact):
+    documents = texts(shared_data / "text" / file)
+    found = np.array(duplicates(documents))
+    first = {}
+    copies = [i for i, text in enumerate(documents) if first.setdefault(text, i) != i]
+    assert len(copies) == exact
+    assert (found[copies] >= 0).all()
+    sets, near = shingle_sets(documents), np.flatnonzero(found >= 0)
+    assert near.size > exact
+    similar = [jaccard(sets[i], sets[found[i]]) for i in near]
+    assert np.mean(np.array(similar) >= 0.7) > 0.95  # the others are joined through a third document
+    assert min(similar) > 0.2
+
+
+def test_real_near_duplicates_of_alpaca(shared_data):
+    documents = texts(shared_data / "text" / "en" / "alpaca_52k.json")
+    found = duplicates(documents)
+    pairs = {(documents[j].split("\n")[0], documents[i].split("\n")[0]) for i, j in enumerate(found) if j >= 0}
+    assert ("Name the colors of the rainbow.", "List the colors in the rainbow.") in pairs
+    assert ("Generate a funny joke.", "Make up a funny joke.") in pairs
+    assert len(pairs) < 20  # of 52,002
