@@ -14,7 +14,7 @@ from data_prep.pack_stage import ShardTask
 from data_prep.rendering import Renderer, fingerprint
 from data_prep.shards import FORMAT_VERSION, SPLITS, TOKENIZER_DIR, sync_directory, write_atomically
 
-_LIBRARIES = ("packhaul", "tokenizers", "transformers", "pyarrow", "numpy")
+_LIBRARIES = ("packhaul", "tokenizers", "transformers", "pyarrow", "numpy", "rensa")
 
 
 def build_manifest(job: Job, tasks: list[ShardTask]) -> dict[str, Any]:

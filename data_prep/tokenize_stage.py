@@ -53,14 +53,15 @@ def tokenize_part(part: Part, recipe: Recipe, renderer: Renderer) -> None:
 def _render(
     batch: list[RawRow], source: Source, recipe: Recipe, renderer: Renderer, writer: PartWriter
 ) -> Iterator[tuple[RawRow, Conversation | None, TokenizedExample | BadRow]]:
-    converted = _decontaminated([_convert(raw, source, recipe, writer) for raw in batch], recipe)
+    checked = _decontaminated([_convert(raw, source, recipe) for raw in batch], recipe)
+    converted = [_masked(c, recipe, writer) for c in checked]
     rendered = iter(renderer.render([c for c in converted if isinstance(c, Conversation)]))
     for raw, c in zip(batch, converted, strict=True):
         yield (raw, c, next(rendered)) if isinstance(c, Conversation) else (raw, None, c)
 
 
-def _convert(raw: RawRow, source: Source, recipe: Recipe, writer: PartWriter) -> Conversation | BadRow:
-    """The row's conversation, masked, if the filters let it pass."""
+def _convert(raw: RawRow, source: Source, recipe: Recipe) -> Conversation | BadRow:
+    """The row's conversation, if the filters let it pass."""
     separator = "\n\n### Input:\n" if recipe.chat_template == "alpaca" else "\n\n"
     options = source.filters or recipe.filters
     try:
@@ -69,10 +70,17 @@ def _convert(raw: RawRow, source: Source, recipe: Recipe, writer: PartWriter) ->
             check(conversation, options, LANGUAGES[detect_conversation(conversation)] if options.languages else None)
     except BadRow as bad:
         return bad
-    conversation, count = mask_conversation(conversation, frozenset(recipe.pii)) if recipe.pii else (conversation, 0)
+    return conversation
+
+
+def _masked(conversation: Conversation | BadRow, recipe: Recipe, writer: PartWriter) -> Conversation | BadRow:
+    """Addresses and numbers masked, after decontamination: masks would hide what the rows share."""
+    if isinstance(conversation, BadRow) or not recipe.pii:
+        return conversation
+    masked, count = mask_conversation(conversation, frozenset(recipe.pii))
     if count:
         writer.changed["masked"] += 1
-    return conversation
+    return masked
 
 
 def _decontaminated(converted: list[Conversation | BadRow], recipe: Recipe) -> list[Conversation | BadRow]:
