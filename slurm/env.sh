@@ -17,11 +17,14 @@ export PACKHAUL_MEMORY="${PACKHAUL_MEMORY:-0}"                # EDIT: --mem for 
 export PACKHAUL_TIME="${PACKHAUL_TIME:-24:00:00}"             # EDIT: --time of one attempt (DD-HH:MM:SS)
 export PACKHAUL_SBATCH_OPTIONS="${PACKHAUL_SBATCH_OPTIONS-}"  # EDIT: more options for sbatch: --qos=… --constraint=…
 
-# --- data preparation: one node, no GPU ---
+# --- data preparation: no GPU, one node for each task ---
+# With 2 tasks or more it is a chain of jobs: tokenize (a job array) -> plan -> pack (a job array) -> finish.
+export PACKHAUL_PREPARE_TASKS="${PACKHAUL_PREPARE_TASKS:-1}"         # EDIT: tasks of the job arrays; 1: one job in all
+export PACKHAUL_PREPARE_AT_ONCE="${PACKHAUL_PREPARE_AT_ONCE:-0}"     # EDIT: how many of them may run at once; 0: all
 export PACKHAUL_PREPARE_PARTITION="${PACKHAUL_PREPARE_PARTITION-$PACKHAUL_PARTITION}"  # EDIT: a CPU partition
-export PACKHAUL_PREPARE_CPUS="${PACKHAUL_PREPARE_CPUS:-16}"          # EDIT: CPUs, one worker process on each
-export PACKHAUL_PREPARE_MEMORY="${PACKHAUL_PREPARE_MEMORY:-32G}"     # EDIT: --mem
-export PACKHAUL_PREPARE_TIME="${PACKHAUL_PREPARE_TIME:-04:00:00}"    # EDIT: --time
+export PACKHAUL_PREPARE_CPUS="${PACKHAUL_PREPARE_CPUS:-16}"          # EDIT: CPUs of a task, one worker process on each
+export PACKHAUL_PREPARE_MEMORY="${PACKHAUL_PREPARE_MEMORY:-32G}"     # EDIT: --mem of a task
+export PACKHAUL_PREPARE_TIME="${PACKHAUL_PREPARE_TIME:-04:00:00}"    # EDIT: --time of a task
 
 # --- time limit and preemption ---
 # The signal must leave time for the step in progress and for saving a checkpoint, with margin; SLURM may send it up to
@@ -53,16 +56,16 @@ for name in HF_HOME TORCH_EXTENSIONS_DIR; do
   if [ -n "${!name}" ]; then export "${name?}"; else unset "$name"; fi
 done
 
-say() { echo "packhaul $(date '+%F %T'): $*"; }
+say() { printf 'packhaul %(%F %T)T: %s\n' -1 "$*"; }  # no process that TERM could end
 die() { echo "packhaul: $*" >&2; exit 1; }
 
 # check_site: name everything that is missing or malformed above, then stop.
 check_site() {
   local problems=() name
-  for name in PACKHAUL_{NODES,PROCS_PER_NODE,CPUS_PER_TASK,PREPARE_CPUS,SIGNAL_SECONDS}; do
+  for name in PACKHAUL_{NODES,PROCS_PER_NODE,CPUS_PER_TASK,PREPARE_TASKS,PREPARE_CPUS,SIGNAL_SECONDS}; do
     [[ ${!name} =~ ^[1-9][0-9]*$ ]] || problems+=("$name must be a whole number of 1 or more, found '${!name}'")
   done
-  for name in PACKHAUL_GPUS_PER_NODE PACKHAUL_MAX_RESTARTS; do
+  for name in PACKHAUL_{GPUS_PER_NODE,PREPARE_AT_ONCE,MAX_RESTARTS}; do
     [[ ${!name} =~ ^[0-9]+$ ]] || problems+=("$name must be a whole number, found '${!name}'")
   done
   for name in PACKHAUL_TIME PACKHAUL_PREPARE_TIME; do

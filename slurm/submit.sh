@@ -5,12 +5,18 @@
 #   slurm/submit.sh [--dry-run] train --config configs/train/X.yaml [--any_option value]
 #   slurm/submit.sh [--dry-run] prepare … then train …      the second starts once the first has succeeded
 #
+# With PACKHAUL_PREPARE_TASKS above 1, prepare is four jobs, each after the one before: tokenize (a job array), plan,
+# pack (a job array), finish. Submitted again they skip what is done. After a failure, only what is missing:
+#   slurm/submit.sh prepare --from pack --array 2,5 --recipe … --output …      tasks 2 and 5 of pack, then finish
+#
 # Prints one line for each job: its stage and its id. --dry-run prints the sbatch commands instead.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 . slurm/env.sh
 
-usage() { sed -n '4,8s/^# \{0,1\}//p' slurm/submit.sh; }
+readonly PREPARE_STAGES='tokenize plan pack finish'
+
+usage() { sed -n '4,10s/^# \{0,1\}//p' slurm/submit.sh; }
 
 # stage_options STAGE: set `options`, what this stage asks of SLURM.
 stage_options() {
@@ -34,37 +40,101 @@ stage_options() {
   esac
 }
 
-# check_stage STAGE ARGS...: the file that its first flag names is there; better said now than by a job in some hours.
-check_stage() {
-  local flag=--config value=''
-  [ "$1" != prepare ] || flag=--recipe
+# flag NAME ARGS...: print what follows NAME, as `NAME value` or `NAME=value`; fail where it is not given.
+flag() {
+  local name=$1 found=1 value=''
+  shift
   while [ $# -gt 0 ]; do
     case $1 in
-      "$flag") value=${2-} ;;
-      "$flag"=*) value=${1#*=} ;;
+      "$name") value=${2-} found=0 ;;
+      "$name"=*) value=${1#*=} found=0 ;;
     esac
     shift
   done
-  [ -n "$value" ] || die "$flag FILE is missing$(printf '\n%s' "$(usage)")"
-  [ -f "$value" ] || die "$flag: there is no file $value in $PWD"
+  printf '%s' "$value"
+  return $found
 }
 
-# submit_stage STAGE ARGS...: after the job submitted before, if any (`previous`); if that fails this one is cancelled.
-submit_stage() {
-  local stage=$1 command
+# check_stage STAGE ARGS...: the file that its first flag names is there; better said now than by a job in some hours.
+check_stage() {
+  local name=--config value
+  [ "$1" != prepare ] || { name=--recipe && check_chain "$@"; }
+  value=$(flag "$name" "$@") || :
+  [ -n "$value" ] || die "$name FILE is missing$(printf '\n%s' "$(usage)")"
+  [ -f "$value" ] || die "$name: there is no file $value in $PWD"
+}
+
+# check_chain ARGS...: the flags that pick a part of the chain name one, and nobody else sets what the chain sets.
+check_chain() {
+  local from array name
+  if [ "$PACKHAUL_PREPARE_TASKS" = 1 ]; then
+    for name in --from --array; do
+      ! flag "$name" "$@" >/dev/null || die "$name picks a part of a chain, but PACKHAUL_PREPARE_TASKS is 1: one job"
+    done
+    return 0
+  fi
+  for name in --stage --task-index --num-tasks; do
+    ! flag "$name" "$@" >/dev/null || die "$name is set for each job of the chain; --from and --array pick a part of it"
+  done
+  from=$(flag --from "$@") || from=tokenize
+  [[ " $PREPARE_STAGES " == *" $from "* ]] || die "--from: there is no stage '$from': one of $PREPARE_STAGES"
+  array=$(flag --array "$@") || return 0
+  [[ $from == tokenize || $from == pack ]] || die "--array picks tasks of --from tokenize or pack; $from is one job"
+  [[ $array =~ ^[0-9]+([,-][0-9]+)*$ ]] || die "--array must look like 2 or 0,4-6, found '$array'"
+}
+
+# submit STAGE SBATCH_ARGS...: after the job submitted before, if any (`previous`); if that fails this is cancelled.
+submit() {
+  local stage=$1 command=(sbatch --parsable "${options[@]}")
   shift
-  command=(sbatch --parsable "${options[@]}")
   [ -z "$previous" ] || command+=(--dependency=afterok:"$previous" --kill-on-invalid-dep=yes)
-  command+=("slurm/$stage.sbatch" "$@")
+  command+=("$@")
   if [ "$dry_run" = yes ]; then
     printf '%q ' "${command[@]}"
     echo
     previous="ID_OF_$stage"
   else
-    previous=$("${command[@]}")
+    previous=$("${command[@]}") || die "sbatch refused $stage; the jobs named above are in the queue"
     previous=${previous%%;*}  # "id;cluster" where there are several
     echo "$stage $previous"
   fi
+}
+
+# submit_stage STAGE ARGS...: one job, or the chain of a preparation in tasks.
+submit_stage() {
+  local stage=$1
+  shift
+  if [ "$stage" = prepare ] && [ "$PACKHAUL_PREPARE_TASKS" -gt 1 ]; then
+    submit_chain "$@"
+  else
+    submit "$stage" "slurm/$stage.sbatch" "$@"
+  fi
+}
+
+# submit_chain ARGS...: the array's tasks get their number from SLURM (prepare.sbatch), all else is said here.
+submit_chain() {
+  local from array stage throttle='' rest=()
+  from=$(flag --from "$@") || from=tokenize
+  array=$(flag --array "$@") || array=0-$((PACKHAUL_PREPARE_TASKS - 1))
+  [ "$PACKHAUL_PREPARE_AT_ONCE" = 0 ] || throttle=%$PACKHAUL_PREPARE_AT_ONCE
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --from | --array) shift ;;
+      --from=* | --array=*) ;;
+      *) rest+=("$1") ;;
+    esac
+    shift
+  done
+  for stage in "$from" ${PREPARE_STAGES#*"$from"}; do
+    case $stage in
+      tokenize | pack)
+        submit "$stage" --job-name="packhaul-$stage" --array="$array$throttle" --output=slurm/logs/%x-%A_%a.out \
+          slurm/prepare.sbatch --stage "$stage" --num-tasks "$PACKHAUL_PREPARE_TASKS" "${rest[@]}"
+        ;;
+      *) submit "$stage" --job-name="packhaul-$stage" slurm/prepare.sbatch --stage "$stage" "${rest[@]}" ;;
+    esac
+    array=0-$((PACKHAUL_PREPARE_TASKS - 1))  # --array is for the first
+  done
 }
 
 # for_each_stage FUNCTION STAGE ARGS... [then STAGE ARGS...]...

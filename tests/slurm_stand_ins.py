@@ -55,9 +55,14 @@ if name == "scancel":
 if name == "scontrol" and arguments[0] == "show":
     print("gpu07\n" + "gpu12\n" * 20000, flush=True)  # more than a pipe holds
 if name == "scontrol" and arguments[0] == "requeue":
+    for process in (os.getppid(), os.getpid()):  # SLURM ends all of the job at once
+        os.kill(process, signal.SIGTERM)
     sys.exit(int(os.environ.get("FAKE_REQUEUE", "0")))
 if name == "sbatch":
-    print(100 + len([line for line in open("calls.jsonl") if '"sbatch"' in line]))
+    number = len([line for line in open("calls.jsonl") if '"sbatch"' in line])
+    if number > int(os.environ.get("FAKE_LIMIT", "99")):
+        sys.exit("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+    print(100 + number)
 """
 
 JOB = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = Path(__file__).with_name("slurm_lab.sh")
@@ -76,10 +78,20 @@ class SlurmCluster:
             raise RuntimeError(f"{' '.join(map(str, command))}: exit code {result.returncode}\n{result.stdout}")
         return result.stdout
 
+    def submit(self, project: Path, *arguments: str | Path, **env: str) -> dict[str, str]:
+        """Call slurm/submit.sh; the job ids that it prints, by stage."""
+        lines = self.run(project / "slurm" / "submit.sh", *arguments, cwd=project, **env).splitlines()
+        return dict(line.split() for line in lines)
+
     def job(self, job_id: str) -> dict[str, str]:
-        """The fields of `scontrol show job`."""
-        words = self.run("scontrol", "-o", "show", "job", job_id).split()
-        return dict(word.split("=", 1) for word in words if "=" in word)
+        """The fields of `scontrol show job`; of a job array (or ARRAY_INDEX), one of its tasks."""
+        return self.tasks(job_id)[0]
+
+    def tasks(self, job_id: str) -> list[dict[str, str]]:
+        """The same for each task of a job array, in order. Tasks that are still waiting are one entry together."""
+        lines = self.run("scontrol", "-o", "show", "job", job_id).splitlines()
+        jobs = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+        return sorted(jobs, key=lambda job: job.get("ArrayTaskId", ""))
 
     def wait(self, job_id: str, timeout: float) -> dict[str, str]:
         """The job when it is finished for good; a job that waits for its requeue is not."""
@@ -119,6 +131,38 @@ def make_project(folder: Path, *packages: str) -> Path:
     return folder
 
 
+@pytest.fixture
+def real_project(tmp_path, tiny_tokenizer, tiny_model_dir) -> Path:
+    """A folder to submit from with the real data_prep and train, a tiny model, its tokenizer, and 200 rows of data in
+    7 slices, which become 8 shards."""
+    folder = make_project(tmp_path / "project", "data_prep", "train")
+    rows = ({"question": f"What is {n} plus {n + 1}?", "answer": f"It is {2 * n + 1}."} for n in range(200))
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe = {
+        "tokenizer": tiny_tokenizer.name_or_path,
+        "seq_len": 128,
+        "rows_per_slice": 30,
+        "rows_per_shard": 8,
+        "sources": [{"name": "sums", "path": "rows.jsonl", "form": "question_answer"}],
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    config = {
+        "data": "shards",
+        "output_dir": "runs/tiny",
+        "model_name_or_path": str(tiny_model_dir("llama")),
+        "max_steps": 12,
+        "per_device_train_batch_size": 1,
+        "logging_steps": 1,
+        "save_steps": 1000,  # only the signal and the end save
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def site() -> dict[str, str]:
     """What a user of this cluster would write into slurm/env.sh: two nodes without GPU, one process on each."""
@@ -130,7 +174,7 @@ def site() -> dict[str, str]:
         "PACKHAUL_MEMORY": "8G",
         "PACKHAUL_TIME": "10",
         "PACKHAUL_SIGNAL_SECONDS": "60",
-        "PACKHAUL_PREPARE_CPUS": "2",
+        "PACKHAUL_PREPARE_CPUS": "1",
         "PACKHAUL_PREPARE_MEMORY": "4G",
         "PACKHAUL_PREPARE_TIME": "10",
         "PACKHAUL_VENV": sys.prefix,
