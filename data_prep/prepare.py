@@ -161,6 +161,8 @@ def _finish(job: Job, keep_work: bool, started: float) -> dict[str, Any]:
         raise ValueError(
             f"{len(missing)} of {len(tasks)} shards are not packed ({missing[:5]}): run `--stage pack` first"
         )
+    for leftover in job.output.glob("*/.*.tmp"):  # of writes that were killed
+        leftover.unlink()
     write_dropped(job)
     manifest = build_manifest(job, tasks)
     data = load_report_data([part.file(".npz") for part in job.parts], job.plan_dir / "plan.npz")

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,8 @@ ROWS_PER_BATCH = 256  # rows of one Arrow record batch: what a reader maps at on
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write under a temporary name, flush to disk, rename: a reader finds the whole file or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The tasks of a job array may write the same file from several nodes, where process numbers repeat.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
@@ -107,6 +109,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     path = directory / MANIFEST
     if not directory.is_dir():
         raise ValueError(f"shard directory {directory}: no such directory; make it with `python -m data_prep.prepare`")
+    os.listdir(directory)  # a network file system may remember for a minute that the file was not there
     if not path.exists():
         raise ValueError(
             f"shard directory {directory} has no {MANIFEST}: its preparation has not finished. Run the same "
