@@ -109,7 +109,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     path = directory / MANIFEST
     if not directory.is_dir():
         raise ValueError(f"shard directory {directory}: no such directory; make it with `python -m data_prep.prepare`")
-    os.listdir(directory)  # a network file system may remember for a minute that the file was not there
+    list(directory.iterdir())  # a network file system may remember for a minute that the file was not there
     if not path.exists():
         raise ValueError(
             f"shard directory {directory} has no {MANIFEST}: its preparation has not finished. Run the same "
