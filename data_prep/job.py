@@ -34,7 +34,7 @@ _RECIPE_KEYS = (
     "too_long",
 )
 _QUALITY_KEYS = ("near_duplicates", "decontaminate", "filters", "pii")
-_SLICE_KEYS = ("name", "path", "dataset", "subset", "split", "revision", "first")
+_SLICE_KEYS = ("name", "path", "dataset", "subset", "split", "revision", "first", "format", "encoding")
 _SOURCE_KEYS = (*_SLICE_KEYS, "form", "columns", "roles", "placeholders", "system", "filters")
 
 

@@ -15,8 +15,8 @@ _CHUNK = 1 << 20  # bytes read at once
 _MAX_FIRST_LINE = 1 << 16  # bytes looked at to tell an array from a JSONL file whose first line is in brackets
 _BOM = b"\xef\xbb\xbf"
 _JSON_SPACE = b" \t\r\n"
-# A whole string (group 1: its closing quote; none where the chunk ends first), a bracket, or a comma.
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(")?|\[|\{|\]|\}|,', re.DOTALL)
+# A whole string (group 1: its closing quote; none where the chunk ends first), some brackets, or a comma.
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(")?|[\[{]+|[\]}]+|,', re.DOTALL)
 # All up to the next bracket or unclosed string.
 _NO_BRACKET = re.compile(rb'[^"\[\]{}]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^"\[\]{}]*)*', re.DOTALL)
 
@@ -41,14 +41,19 @@ def file_size(file: BinaryIO) -> int:
     return os.fstat(file.fileno()).st_size
 
 
+def text_start(file: BinaryIO) -> int:
+    """The first byte behind the byte order mark, if there is one."""
+    file.seek(0)
+    return len(_BOM) if file.read(len(_BOM)) == _BOM else 0
+
+
 def layout(file: BinaryIO) -> tuple[bool, int]:
     """Whether the file is one JSON array, else JSONL, and the byte where its rows start.
 
     The first character that is not a space decides: "[" is an array, unless the bracket closes on its own line and more
     follows (a JSONL file whose first line is a list, or "[INFO] ...").
     """
-    file.seek(0)
-    start = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
+    start = text_start(file)
     first = _first_non_space(file, start)
     if first is None:
         return False, start
@@ -97,7 +102,7 @@ def _refuse_more(file: BinaryIO, position: int) -> None:
     if more is not None:
         file.seek(more)
         raise ValueError(
-            f"{file.name}: the JSON array ends at byte {position}, but more follows at byte {more}: {file.read(40)!r}; "
+            f"the JSON array ends at byte {position}, but more follows at byte {more}: {file.read(40)!r}; "
             "one file holds one array: split it, mend it, or write one object per line (JSONL)"
         )
 
@@ -116,12 +121,15 @@ def _delimiters(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, boo
         while token := _next_token(chunk, position, depth):
             position, kind = token.end(), chunk[token.start()]
             if kind in b"[{":
-                depth += 1
+                depth += len(token[0])
             elif kind in b"]}" and depth > 1:
-                depth -= 1
-            elif kind == _CLOSE:  # at depth 1, where a stray } belongs to a malformed element
+                closed = min(depth - 1, len(token[0]))
+                depth, position = depth - closed, token.start() + closed
+            elif kind == _CLOSE:
                 yield offset + token.start(), True
                 return
+            elif kind in b"}":  # at depth 1: it belongs to a malformed element
+                position = token.start() + 1
             elif kind == _COMMA and depth == 1:
                 yield offset + token.start(), False
             elif kind == _QUOTE and not token[1]:  # the chunk ends inside a string, or inside an escape in one

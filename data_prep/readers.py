@@ -1,14 +1,15 @@
-"""Raw input to dict rows: JSON arrays, JSONL files and hub data sets, cut into slices that any worker can read alone.
+"""Raw input to dict rows: files of every form and hub data sets, cut into slices that any worker can read alone.
 
-Slicing finds the byte span of each row (json_spans); reading finds them again within the slice and parses one at a
-time. Memory is bounded by a chunk of the file and one row, whatever the file's size.
+Slicing finds where each row lies (json_spans, csv_records, tables); reading finds the rows of a slice again and turns
+them into values one at a time. Memory is bounded by a chunk of the file and one row, whatever the file's size. Remote,
+compressed and otherwise encoded files are read from a plain copy (local_copies).
 """
 
 from __future__ import annotations
 
-import glob
-import json
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -16,12 +17,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_prep.conversation import BadRow
-from data_prep.json_spans import file_size, layout, spans
+from data_prep.csv_records import DELIMITERS, Header, read_header, records, to_row
+from data_prep.encodings import UTF8
+from data_prep.json_rows import parse_row
+from data_prep.json_spans import Span, file_size, layout, spans, text_start
+from data_prep.local_copies import local_path, localize
+from data_prep.opening import file_identity, source_files
 from data_prep.recipe import Source
+from data_prep.tables import TABLE_FORMATS, count_rows, read_rows
 
-_MAX_ROW = 1 << 26  # bytes; a longer "row" is a lost newline or quote, and reading it could fill the memory
-_MAX_DEPTH = 100  # of nested values; far below Python's recursion limit, which others reach who walk the row later
-_OTHER_FORMS = frozenset({".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".bz2", ".xz", ".zip"})
+__all__ = ["RawRow", "Slice", "read_slice", "slice_source", "source_files", "source_identity"]
+
+_MAX_ROW = 1 << 24  # bytes; a longer "row" is a lost newline or quote, and its values could fill the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +37,17 @@ class Slice:
 
     source: str  # the source's name
     index: int  # number of the slice within its source
-    path: str | None  # file; None for a hub data set
-    start: int  # first byte (files) or first row (hub data set)
+    path: str | None  # file or URL; None for a hub data set
+    start: int  # first byte (JSON, CSV; of the plain copy, if there is one) or first row (Parquet, Arrow, hub data set)
     end: int  # one past the last byte or row
     first_row: int  # row number, within the whole source (over all its files), of the slice's first row
     num_rows: int  # rows in it, malformed ones included
-    first_line: int  # JSONL: 1-based line of the first row; JSON array, hub: 0-based number of the first element
+    first_line: (
+        int  # JSONL, CSV: 1-based line of the first row; all others: 0-based number of the first row in its file
+    )
+    format: str = "jsonl"  # json (an array), jsonl, csv, tsv, parquet or arrow
+    encoding: str = UTF8  # of a text file
+    copy: str | None = None  # name of the plain copy in the cache folder; None where the file itself is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +55,30 @@ class RawRow:
     """One row as it was found."""
 
     number: int  # 0-based within the source
-    where: str  # "data/x.jsonl:17" (line), "data/x.json[16]" (element) or "hub/id[16]"
-    value: dict[str, Any] | BadRow  # BadRow (not_json, not_an_object, not_utf8, too_large) where it could not be read
+    where: str  # "data/x.jsonl:17" (line; also CSV), "data/x.json[16]" (number in its file) or "hub/id[16]"
+    # A BadRow where it could not be read: not_json, not_an_object, not_csv, wrong_columns, nul_byte, not_utf8,
+    # not_decodable (another encoding), not_readable (a Parquet or Arrow cell), too_large.
+    value: dict[str, Any] | BadRow
 
 
 def slice_source(source: Source, rows_per_slice: int) -> list[Slice]:
     """Cut a source, or its first `source.first` rows, into slices of `rows_per_slice` rows (fewer at a file's end).
 
+    An encoding that had to be detected is reported on stderr, once.
+
     Raises:
-        ValueError: no such input, a form that is not read, no rows, or text after the end of a JSON array.
+        ValueError: no such input, a form that is not read, a damaged file, no rows, no usable CSV header, or text after
+            the end of a JSON array.
     """
     if source.path is None:
         slices = _slice_hub(source, rows_per_slice)
     else:
         slices = []
-        for path in source_files(source):
-            slices += _slice_file(source, path, rows_per_slice, slices)
+        remarks: dict[str, list[str]] = {}
+        for file in source_files(source):
+            with _naming(source, file):
+                slices += _slice_file(source, file, rows_per_slice, slices, remarks)
+        _report(source, remarks)
     if not slices:
         raise ValueError(f"source {source.name!r}: no rows in {source.path or source.dataset}")
     return slices
@@ -68,9 +88,9 @@ def read_slice(source: Source, piece: Slice) -> Iterator[RawRow]:
     """The slice's rows in order, unreadable ones too.
 
     Raises:
-        ValueError: the input has changed since it was sliced.
+        ValueError: the input has changed since it was sliced, or is damaged.
     """
-    rows = _read_hub_slice(source, piece) if piece.path is None else _read_file_slice(piece)
+    rows = _read_hub_slice(source, piece) if piece.path is None else _read_file_slice(source, piece)
     found = 0
     for row in rows:
         found += 1
@@ -82,133 +102,161 @@ def read_slice(source: Source, piece: Slice) -> Iterator[RawRow]:
         )
 
 
-def source_files(source: Source) -> list[Path]:
-    """The source's files: globs expanded, each file once, sorted by path.
-
-    Raises:
-        ValueError: nothing matches, not a file, an empty file, or a form that is not read.
-    """
-    patterns = [source.path] if isinstance(source.path, str) else source.path or []
-    paths = sorted({path for pattern in patterns for path in _expand(source, pattern)})
-    for path in paths:
-        if path.suffix.lower() in _OTHER_FORMS:
-            raise ValueError(
-                f"source {source.name!r}: {path}: {path.suffix} files are not read; the forms read are JSON (one array "
-                "of objects) and JSONL (one object per line), uncompressed, in UTF-8: convert the file"
-            )
-        if path.stat().st_size == 0:
-            raise ValueError(f"source {source.name!r}: {path} is empty (0 bytes): remove it from `path`, or fetch it")
-    if not paths:
-        raise ValueError(f"source {source.name!r}: `path` lists no files")
-    return paths
-
-
 def source_identity(source: Source) -> list[dict[str, Any]]:
     """What the input is, JSON-able: work made from input of another identity must not be reused."""
     if source.path is None:
         hub = {key: getattr(source, key) for key in ("dataset", "subset", "split", "revision")}
         return [{**hub, "fingerprint": _hub_dataset(source)._fingerprint}]
-    stats = [(path, path.stat()) for path in source_files(source)]
-    return [{"path": str(path), "size": s.st_size, "mtime_ns": s.st_mtime_ns} for path, s in stats]
-
-
-def _expand(source: Source, pattern: str) -> list[Path]:
-    name = str(Path(pattern).expanduser())
-    if Path(name).is_file():  # first, since a plain file name may hold glob characters
-        return [Path(name)]
-    if Path(name).is_dir():
-        raise ValueError(f"source {source.name!r}: {pattern} is a folder: name its files, such as {pattern}/*.jsonl")
-    if not glob.has_magic(name):
-        raise ValueError(f"source {source.name!r}: {pattern}: no such file (current folder: {Path.cwd()})")
-    paths = [Path(match) for match in glob.glob(name, recursive=True)]  # noqa: PTH207 - absolute patterns too
-    files = [path for path in paths if path.is_file()]
-    if not files:
-        raise ValueError(f"source {source.name!r}: no file matches {pattern} (current folder: {Path.cwd()})")
-    return files
+    return [file_identity(source, file) for file in source_files(source)]
 
 
 # Files.
 
 
-def _slice_file(source: Source, path: Path, rows_per_slice: int, before: list[Slice]) -> list[Slice]:
+def _slice_file(
+    source: Source, file: Path | str, rows_per_slice: int, before: list[Slice], remarks: dict[str, list[str]]
+) -> list[Slice]:
     row = before[-1].first_row + before[-1].num_rows if before else 0
+    wanted = None if source.first is None else source.first - row
+    if wanted == 0:
+        return []
+    local = localize(source, file)
+    if local.remark:
+        remarks.setdefault(local.encoding, []).append(f"{file}: {local.remark}")
+    if local.format in TABLE_FORMATS:
+        num_rows = count_rows(local.path, local.format)
+        format, pieces = local.format, _row_ranges(min(num_rows, wanted or num_rows), rows_per_slice)
+    else:
+        with local.path.open("rb") as opened:
+            format, found = _find_rows(source, opened, local.format)
+            pieces = list(_grouped(islice(found, wanted), rows_per_slice))
     slices: list[Slice] = []
-    with path.open("rb") as file:
-        wanted = None if source.first is None else source.first - row
-        is_array, start = layout(file)
-        found = islice(spans(file, start, file_size(file), 0 if is_array else 1, is_array=is_array), wanted)
-        for first in found:
-            last, count = first, 1
-            for span in islice(found, rows_per_slice - 1):
-                last, count = span, count + 1
-            index = len(before) + len(slices)
-            slices.append(Slice(source.name, index, str(path), first[0], last[1], row, count, first[2]))
-            row += count
+    for index, (start, end, count, number) in enumerate(pieces, len(before)):
+        place = (source.name, index, str(file), start, end, row, count, number)
+        slices.append(Slice(*place, format, local.encoding, local.copy))
+        row += count
     return slices
 
 
-def _read_file_slice(piece: Slice) -> Iterator[RawRow]:
-    path = Path(piece.path or "")
+Piece = tuple[int, int, int, int]  # start, end, rows, first line or number
+
+
+def _row_ranges(num_rows: int, rows_per_slice: int) -> list[Piece]:
+    ends = ((start, min(start + rows_per_slice, num_rows)) for start in range(0, num_rows, rows_per_slice))
+    return [(start, end, end - start, start) for start, end in ends]
+
+
+def _grouped(found: Iterator[Span], rows_per_slice: int) -> Iterator[Piece]:
+    for first in found:
+        last, count = first, 1
+        for span in islice(found, rows_per_slice - 1):
+            last, count = span, count + 1
+        yield first[0], last[1], count, first[2]
+
+
+def _find_rows(source: Source, file: BinaryIO, format: str) -> tuple[str, Iterator[Span]]:
+    """The format, json told apart into array and lines, and the place of each row of a text file."""
+    size = file_size(file)
+    if format in DELIMITERS:
+        header = _header(file, format)
+        if header is None:
+            return format, iter(())
+        return format, _csv_spans(file, header, size, format)
+    if source.format == "jsonl":
+        return "jsonl", spans(file, text_start(file), size, 1, is_array=False)
+    is_array, start = layout(file)
+    if source.format == "json" and not is_array:
+        raise ValueError("`format: json` is one array of objects in brackets, and this is not: is it `format: jsonl`?")
+    return "json" if is_array else "jsonl", spans(file, start, size, 0 if is_array else 1, is_array=is_array)
+
+
+def _csv_spans(file: BinaryIO, header: Header, end: int, format: str) -> Iterator[Span]:
+    for record in records(file, header.end, end, header.next_line, DELIMITERS[format], _MAX_ROW):
+        yield record.begin, record.end, record.line
+
+
+def _header(file: BinaryIO, format: str) -> Header | None:
+    return read_header(file, text_start(file), DELIMITERS[format], _MAX_ROW)
+
+
+def _read_file_slice(source: Source, piece: Slice) -> Iterator[RawRow]:
+    with _naming(source, piece.path):
+        path = local_path(source, piece.path or "", piece.encoding, piece.copy)
+        read = _read_table if piece.format in TABLE_FORMATS else _read_csv if piece.format in DELIMITERS else _read_json
+        for number, (place, value) in enumerate(read(path, piece), piece.first_row):
+            yield RawRow(number, f"{piece.path}{place}", value)
+
+
+PlacedRow = tuple[str, dict[str, Any] | BadRow]  # ":17" or "[16]", value
+
+
+def _read_table(path: Path, piece: Slice) -> Iterator[PlacedRow]:
+    for number, value in enumerate(read_rows(path, piece.format, piece.start, piece.end), piece.start):
+        yield f"[{number}]", value
+
+
+def _read_csv(path: Path, piece: Slice) -> Iterator[PlacedRow]:
+    with path.open("rb", buffering=1 << 20) as file:
+        header = _header(file, piece.format)
+        names = header.names if header else []
+        delimiter = DELIMITERS[piece.format]
+        for record in records(file, piece.start, piece.end, piece.first_line, delimiter, _MAX_ROW):
+            yield f":{record.line}", to_row(record, names, piece.encoding)
+
+
+def _read_json(path: Path, piece: Slice) -> Iterator[PlacedRow]:
     with path.open("rb") as scan, path.open("rb", buffering=1 << 20) as data:
-        is_array, size = layout(scan)[0], file_size(scan)
+        is_array, size = piece.format == "json", file_size(scan)
         found = spans(scan, piece.start, piece.end, piece.first_line, is_array=is_array)
-        for number, (begin, end, place) in enumerate(found, piece.first_row):
-            where = f"{piece.path}[{place}]" if is_array else f"{piece.path}:{place}"
+        for begin, end, place in found:
             cut_off = is_array and end == size  # a whole element has a comma or a bracket behind it
-            yield RawRow(number, where, _cut_off(begin, end) if cut_off else _read_row(data, begin, end))
+            value = _cut_off(begin, end) if cut_off else _read_row(data, begin, end, piece.encoding)
+            yield f"[{place}]" if is_array else f":{place}", value
 
 
-def _read_row(file: BinaryIO, begin: int, end: int) -> dict[str, Any] | BadRow:
+def _read_row(file: BinaryIO, begin: int, end: int, encoding: str) -> dict[str, Any] | BadRow:
     if end - begin > _MAX_ROW:
         return BadRow("too_large", f"{end - begin} bytes from byte {begin} on; a row may have {_MAX_ROW} at most")
     file.seek(begin)
-    return _parse(file.read(end - begin))
-
-
-def _parse(raw: bytes) -> dict[str, Any] | BadRow:
-    raw = raw.strip(b" \t\r\n")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return BadRow("not_utf8", f"{error.reason} at byte {error.start} of the row, which starts {raw[:60]!r}")
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        return BadRow("not_json", f"{error.msg} at character {error.pos} of the row, which starts {text[:60]!r}")
-    except (ValueError, RecursionError) as error:  # more digits than Python converts to an integer, or too deep
-        return BadRow("not_json", f"{error}; the row starts {text[:60]!r}")
-    if not isinstance(value, dict):
-        return BadRow("not_an_object", f"expected an object with named columns, found {text[:60]!r}")
-    if raw.count(b"[") + raw.count(b"{") > _MAX_DEPTH and _is_too_deep(value):
-        return BadRow("not_json", f"nested more than {_MAX_DEPTH} levels deep; the row starts {text[:60]!r}")
-    return value
-
-
-def _is_too_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(_MAX_DEPTH):
-        children = (
-            node.values() if isinstance(node, dict) else node for node in level if isinstance(node, dict | list)
-        )
-        level = [child for some in children for child in some]
-    return any(isinstance(node, dict | list) for node in level)
+    return parse_row(file.read(end - begin), encoding)
 
 
 def _cut_off(begin: int, end: int) -> BadRow:
     return BadRow("not_json", f"the file ends (byte {end}) inside this element, which starts at byte {begin}: cut off?")
 
 
+@contextmanager
+def _naming(source: Source, file: Path | str | None) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        if text.startswith(f"source {source.name!r}"):
+            raise
+        raise ValueError(f"source {source.name!r}: {file}: {text}") from error
+
+
+_REPORTED: set[str] = set()
+
+
+def _report(source: Source, remarks: dict[str, list[str]]) -> None:
+    for found in remarks.values():
+        more = f" (and {len(found) - 1} more files alike)" if len(found) > 1 else ""
+        line = f"source {source.name!r}: {found[0]}{more}. State the source's `encoding` to settle it"
+        if line not in _REPORTED:
+            print(line, file=sys.stderr)
+        _REPORTED.add(line)
+
+
 # Hub data sets.
 
 
 def _slice_hub(source: Source, rows_per_slice: int) -> list[Slice]:
+    if source.format != "auto" or source.encoding:
+        raise ValueError(f"source {source.name!r}: `format` and `encoding` belong to files, not to a hub data set")
     num_rows = len(_hub_dataset(source))
-    if source.first is not None:
-        num_rows = min(num_rows, source.first)
-    starts = range(0, num_rows, rows_per_slice)
-    ends = [min(start + rows_per_slice, num_rows) for start in starts]
-    pairs = enumerate(zip(starts, ends, strict=True))
-    return [Slice(source.name, index, None, start, end, start, end - start, start) for index, (start, end) in pairs]
+    pieces = enumerate(_row_ranges(min(num_rows, source.first or num_rows), rows_per_slice))
+    return [Slice(source.name, index, None, start, end, start, n, start) for index, (start, end, n, _) in pieces]
 
 
 def _read_hub_slice(source: Source, piece: Slice) -> Iterator[RawRow]:
