@@ -23,12 +23,10 @@ _NUM_SAMPLES = 4  # places
 _CUTS = (b"\n", b'"')  # neither is ever part of a longer character
 _BEFORE = 1 << 16  # bytes before the first byte that is not UTF-8, in which characters show that the rest is
 _FEW = 32  # broken characters; fewer tell nothing about another encoding
-_FEW_BYTES = 8  # different ones that are not ASCII: text has more of them, and fewer fit any encoding
 _NEARLY_ALL = 0.9  # of the lines
 _CLOSE = 0.05  # in charset-normalizer's mess ratio (0 to 1): another reading that is so close may be the right one
 # Those in use for text on the web and in office files, the usual one of several with the same result first.
 _OF_SEVERAL_BYTES = ["gb18030", "cp949", "big5", "cp932", "euc_jp"]
-_STRICT = frozenset({"cp949", "big5", "cp932", "euc_jp"})
 _CANDIDATES = [*_OF_SEVERAL_BYTES, "cp1252", "cp1250", "cp1251", "koi8_r", *(f"cp125{n}" for n in range(3, 9))]
 _BOMS = (
     (codecs.BOM_UTF8, UTF8),
@@ -171,15 +169,21 @@ def _decodes(line: bytes, encoding: str) -> bool:
     return True
 
 
+def _is_strict(encoding: str, text: bytes) -> bool:
+    """Whether an encoding that allows few pairs of bytes reads the text: that is hardly by chance."""
+    if encoding == "gb18030":  # allows nearly all, but its older part does not
+        return _decodes(text, "gb2312")
+    return encoding in _OF_SEVERAL_BYTES
+
+
 def _guesses(sample: bytes) -> list[str]:
     """Encodings that read the sample about equally well but differently: one if it is clear, none if none does."""
     from charset_normalizer import from_bytes
 
     text = b"".join(_undamaged([line for line in sample.splitlines(keepends=True) if not line.isascii()]))
-    if len({byte for byte in text if byte >= 0x80}) < _FEW_BYTES:
-        return []
     matches = list(from_bytes(text, cp_isolation=_CANDIDATES, preemptive_behaviour=False))
     close = [match for match in matches if match.chaos < matches[0].chaos + _CLOSE]
     guesses = [next((name for name in _CANDIDATES if name in m.could_be_from_charset), m.encoding) for m in close]
-    # All but the strict encodings can read nearly any bytes; then the letters have to be as frequent as in a language.
-    return [] if len(close) == 1 and guesses[0] not in _STRICT and close[0].coherence == 0 else guesses
+    if len(close) == 1 and close[0].coherence == 0 and not _is_strict(guesses[0], text):
+        return []  # it can read nearly any bytes, and the letters are not as frequent as in any language
+    return guesses

@@ -116,8 +116,8 @@ def test_a_reading_that_is_not_certain_is_not_taken(tmp_path, capsys):
         "안녕하세요".encode("cp949"),
         b"\xff" * 100,
         bytes(range(128, 256)) * 3,
-        "".join(f"hello \ud83c{chr(0xDF20 + 3 * n)} " for n in range(40)).encode("utf-8", "surrogatepass"),
-        b"".join(b"hello \xed%c%c\xbd%c " % (0x80 + n % 32, 0x80 + n, 0x81 + n) for n in range(60)),
+        "".join(f"hello \ud83c{chr(0xDCF0 + 7 * n)} " for n in range(20)).encode("utf-8", "surrogatepass"),
+        "".join(map(chr, range(0x4E02, 0x4E2E, 3))).encode("gbk") * 8,  # characters of no text
     ],
 )
 def test_a_few_broken_bytes_or_rubbish_are_no_encoding(tmp_path, raw):
@@ -203,6 +203,14 @@ def test_the_sample_is_cut_between_characters(tmp_path, monkeypatch, separator):
         monkeypatch.setattr(encodings, "_SAMPLE", size)
         found.add(detect(path).encoding)
     assert found == {"gb18030"} if separator else "gb18030" in found
+
+
+def test_the_sample_starts_where_a_character_does(tmp_path):
+    """The first byte that is not UTF-8 can be the second one of a character."""
+    text = b"\xe2\xb0".decode("gb18030") + "。" + "".join(CHINESE)
+    raw = json.dumps([{"text": text}], ensure_ascii=False).encode("gb18030")
+    assert raw[encodings._first_not_utf8(write(tmp_path / "x", raw), None) - 1 :].startswith("。".encode("gb18030"))
+    assert detect(tmp_path / "x").encoding == "gb18030"
 
 
 def test_with_first_only_the_beginning_is_looked_at(tmp_path, monkeypatch):

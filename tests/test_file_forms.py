@@ -57,6 +57,7 @@ COMPRESSED = [
     ("x.csv.gz", CSV, CSV_ROWS),
     ("x", gzip.compress(JSONL), ROWS),
     ("x.csv.gz", gzip.compress(gzip.compress(CSV)), CSV_ROWS),
+    ("x.csv.gz", gzip.compress(CSV.decode().encode("utf-16")), CSV_ROWS),
 ]
 
 
@@ -279,16 +280,19 @@ def test_tables_give_their_rows_however_they_are_cut(tmp_path, name, options, si
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.arrows"])
 def test_slices_that_are_read_in_turns_or_given_up_do_not_disturb_each_other(tmp_path, name):
-    source = source_of(write_table(tmp_path / name, pa.Table.from_pylist(ROWS), 20))
+    source = source_of(write_table(tmp_path / name, pa.Table.from_pylist(ROWS), 3))
     slices = slice_source(source, 10)
     pairs = list(zip(read_slice(source, slices[0]), read_slice(source, slices[3]), strict=True))
     assert values([row for pair in pairs for row in pair]) == [
         row for n in range(10) for row in (ROWS[n], ROWS[30 + n])
     ]
+    list(read_slice(source, slices[0]))
+    pairs = list(zip(read_slice(source, slices[1]), read_slice(source, slices[2]), strict=True))
+    assert [(first.value, second.value) for first, second in pairs] == list(zip(ROWS[10:20], ROWS[20:30], strict=True))
     for piece in slices:
         next(iter(read_slice(source, piece)))
     assert values(read_all(source, 10)) == ROWS
-    write_table(tmp_path / name, pa.Table.from_pylist(ROWS[::-1]), 20)
+    write_table(tmp_path / name, pa.Table.from_pylist(ROWS[::-1]), 3)
     assert values(read_all(source, 10)) == ROWS[::-1]
 
 
@@ -309,6 +313,31 @@ def test_a_process_decodes_a_file_once(tmp_path, monkeypatch, name, batches):
         monkeypatch.setattr(tables, function, count)
     assert values(read_all(source, 3)) == ROWS
     assert len(decoded) == batches
+
+
+def test_a_row_group_is_gone_to_without_decoding_those_before(tmp_path, monkeypatch):
+    source = source_of(write_table(tmp_path / "x.parquet", pa.Table.from_pylist(ROWS), 10))
+    slices = slice_source(source, 5)
+    first_rows = []
+    original = tables._parquet_batches
+
+    def note(*args):
+        for row, batch in original(*args):
+            first_rows.append(row)
+            yield row, batch
+
+    monkeypatch.setattr(tables, "_parquet_batches", note)
+    assert values(list(read_slice(source, slices[-1]))) == ROWS[45:]
+    assert values(list(read_slice(source, slices[0]))) == ROWS[:5]
+    assert values(list(read_slice(source, slices[6]))) == ROWS[30:35]
+    assert first_rows == [40, 0, 30]
+
+
+def test_first_limits_the_rows_over_all_tables(tmp_path):
+    for name in ("a.parquet", "b.parquet", "c.arrow"):
+        write_table(tmp_path / name, pa.Table.from_pylist(ROWS), 10)
+    for first in (1, 49, 50, 51, 100, 150, 999):
+        assert values(read_all(source_of(tmp_path / "*.*", first=first), 20)) == (ROWS * 3)[:first]
 
 
 def test_values_become_plain_python(tmp_path):
@@ -378,7 +407,7 @@ def test_tables_that_would_lose_or_fill_something_are_refused(tmp_path, monkeypa
         ("x.csv", CSV.replace(b",", b"\t"), "tsv", CSV_ROWS),
         ("x.csv", JSONL, "jsonl", ROWS),
         ("x.jsonl", b'[1]\n{"a": 1}', "jsonl", ["not_an_object", {"a": 1}]),
-        ("x.jsonl", b"\xef\xbb\xbf[1]", "jsonl", ["not_an_object"]),
+        ("x.jsonl", b'\xef\xbb\xbf[{"a": 1}]', "jsonl", ["not_an_object"]),
         ("x.txt", b'[{"a": 1}]', "json", [{"a": 1}]),
         ("x.csv.gz", gzip.compress(JSONL), "jsonl", ROWS),
     ],

@@ -62,6 +62,12 @@ def test_a_rubbish_first_line_of_jsonl_is_one_bad_row(tmp_path, first_line):
     assert values(rows[1:]) == [{"a": 1}, {"a": 2}]
 
 
+def test_a_stray_bracket_before_the_end_of_the_array_ends_neither(tmp_path):
+    rows = read_all(source_of(write(tmp_path / "x.json", '[{"a":1},{"b":2}}]\n')))
+    assert values(rows) == [{"a": 1}, "not_json"]
+    assert "Extra data" in rows[1].value.detail
+
+
 def test_a_single_pretty_printed_object_is_bad_rows(tmp_path):
     rows = read_all(source_of(write(tmp_path / "x.json", json.dumps({"data": [{"a": 1}]}, indent=1))))
     assert "not_json" in values(rows)
