@@ -42,9 +42,7 @@ class Slice:
     end: int  # one past the last byte or row
     first_row: int  # row number, within the whole source (over all its files), of the slice's first row
     num_rows: int  # rows in it, malformed ones included
-    first_line: (
-        int  # JSONL, CSV: 1-based line of the first row; all others: 0-based number of the first row in its file
-    )
+    first_line: int  # 1-based line of the first row (JSONL, CSV), else the row's 0-based number in its file
     format: str = "jsonl"  # json (an array), jsonl, csv, tsv, parquet or arrow
     encoding: str = UTF8  # of a text file
     copy: str | None = None  # name of the plain copy in the cache folder; None where the file itself is read
