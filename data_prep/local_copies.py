@@ -115,13 +115,11 @@ def _plain(source: Source, file: Path | str) -> tuple[Path, str | None]:
         with file.open("rb") as stream:
             if compression(stream.read(_HEAD)) is None:
                 return file, None
-    name = _name(source, file, "")
-    return _made(source, name, lambda: _decompressed(source, file)), name
+    return _made(source, file, "", lambda: _decompressed(source, file))
 
 
 def _text(source: Source, file: Path | str, plain: Path, encoding: str) -> tuple[Path, str]:
-    name = _name(source, file, encoding)
-    return _made(source, name, lambda: _in_utf8(plain, encoding)), name
+    return _made(source, file, encoding, lambda: _in_utf8(plain, encoding))
 
 
 def _name(source: Source, file: Path | str, encoding: str) -> str:
@@ -133,12 +131,12 @@ def _name(source: Source, file: Path | str, encoding: str) -> str:
 # Making a copy.
 
 
-def _made(source: Source, name: str, content: Callable[[], Iterator[bytes]]) -> Path:
-    """The copy of this name, from its content if it is not there yet."""
-    folder = cache_folder()
+def _made(source: Source, file: Path | str, encoding: str, content: Callable[[], Iterator[bytes]]) -> tuple[Path, str]:
+    """A copy and its name in the cache folder. It is made from the content if it is not there yet."""
+    folder, name = cache_folder(), _name(source, file, encoding)
     target = folder / name
     if target.exists():
-        return target
+        return target, name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder / f"{name}.lock") as is_held:
@@ -146,12 +144,15 @@ def _made(source: Source, name: str, content: Callable[[], Iterator[bytes]]) -> 
                 for left_by_a_kill in folder.glob(f"{name}.*.partial") if is_held else ():
                     left_by_a_kill.unlink()
                 _write(folder / f"{name}.{uuid.uuid4().hex}.partial", content(), target)
+                if _name(source, file, encoding) != name:
+                    target.unlink()
+                    raise ValueError("it changed while it was copied; prepare it again")
     except OSError as error:
         raise ValueError(
             f"cannot be copied (decompressed, as UTF-8) into {folder}: {error}; set {CACHE_VARIABLE} to a folder that "
             "has room"
         ) from error
-    return target
+    return target, name
 
 
 def _write(partial: Path, content: Iterator[bytes], target: Path) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.conversation import BadRow
-from data_prep.json_rows import parse_cell
 from data_prep.readers import RawRow, slice_source
+from data_prep.recipe import Source
+from data_prep.sources import to_conversation
 from tests.conftest import ROOT
 from tests.reading import CSV, CSV_ROWS, JSONL, ROWS, TABLES, read_all, source_of, values, write, write_table, zstd
 
@@ -128,47 +128,22 @@ def test_another_form_than_stated_or_known_is_refused(tmp_path, content, options
         slice_source(source_of(path, **options), 7)
 
 
-def test_format_and_encoding_do_not_belong_to_a_hub_data_set():
-    from data_prep.recipe import Source
+def test_messages_in_a_cell_of_text_are_read(tmp_path):
+    """As in CSV, and in a string column of Parquet."""
+    messages = [{"role": "user", "content": 'a "한"'}, {"role": "assistant", "content": "b\n"}]
+    text = json.dumps(messages, ensure_ascii=False)
+    csv_path = write(tmp_path / "x.csv", "messages\n" + '"' + text.replace('"', '""') + '"\n')
+    for path in (csv_path, write_table(tmp_path / "x.parquet", pa.table({"messages": [text]}), 1)):
+        source = Source(name="s", path=str(path), form="messages")
+        [row] = read_all(source)
+        conversation = to_conversation(source, row)
+        assert [(m.role, m.content) for m in conversation.messages] == [(m["role"], m["content"]) for m in messages]
 
+
+def test_format_and_encoding_do_not_belong_to_a_hub_data_set():
     for option in ({"format": "csv"}, {"encoding": "cp949"}):
         with pytest.raises(ValueError, match="belong to files, not to a hub data set"):
             slice_source(Source(name="s", dataset="o/d", form="alpaca", **option), 3)
-
-
-# Cells that hold JSON.
-
-
-@pytest.mark.parametrize(
-    ("cell", "value"),
-    [
-        ('[{"role": "user", "content": "x"}]', [{"role": "user", "content": "x"}]),
-        (' {"a": [1]}\n', {"a": [1]}),
-        ("text", "text"),
-        ("", ""),
-        (None, None),
-        (["x"], ["x"]),
-        (3, 3),
-    ],
-)
-def test_text_that_holds_json_is_parsed(cell, value):
-    assert parse_cell(cell) == value
-
-
-@pytest.mark.parametrize(
-    ("cell", "detail"),
-    [
-        ("[{'role': 'user'}]", "it is Python's notation: write the column with json.dumps"),
-        ('[{"role": "user"}', "of the cell, which starts"),
-        ("[" * 5000, "the cell starts"),
-        ("[" * 200 + "]" * 200, "nested more than 100 levels"),
-        ("[" + "9" * 5000 + "]", "the cell starts"),
-    ],
-)
-def test_a_cell_of_broken_json_is_a_bad_row(cell, detail):
-    with pytest.raises(BadRow, match=detail) as found:
-        parse_cell(cell)
-    assert found.value.reason == "not_json"
 
 
 # Whatever the bytes, and however many.

@@ -49,6 +49,22 @@ def test_a_changed_input_gets_another_copy_and_its_old_slices_are_refused(tmp_pa
         list(read_slice(source_of(path), old[0]))
 
 
+def test_an_input_that_changes_while_it_is_copied_is_refused(tmp_path, cache, monkeypatch):
+    path = write(tmp_path / "x.jsonl.gz", gzip.compress(JSONL))
+    original = local_copies._decompressed
+
+    def append(*args):
+        yield from original(*args)
+        write(path, path.read_bytes() + gzip.compress(JSONL))
+
+    with monkeypatch.context() as during_the_copy:
+        during_the_copy.setattr(local_copies, "_decompressed", append)
+        with pytest.raises(ValueError, match=r"source 's': .*x\.jsonl\.gz: it changed while it was copied"):
+            slice_source(source_of(path), 10)
+    assert {copy.suffix for copy in cache.iterdir()} == {".lock"}
+    assert len(read_all(source_of(path), 100)) == 100
+
+
 def test_one_copy_is_made_however_many_want_it(tmp_path, monkeypatch):
     made = []
     original = local_copies._write
