@@ -7,6 +7,7 @@ from it: a process decodes a file once at most, however finely it is sliced.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ def count_rows(path: Path, format: str) -> int:
     with _damage_is_value_error():
         if format == "parquet":
             return _parquet(path).metadata.num_rows
-        return sum(batch.num_rows for _, batch in _arrow(path, is_mapped=True))
+        return _count_arrow_rows(path)
 
 
 def read_rows(path: Path, format: str, start: int, end: int) -> Iterator[dict[str, Any] | BadRow]:
@@ -121,9 +122,7 @@ def _take_place(path: Path, format: str, start: int) -> _Place:
     group, group_start = _row_group(file, start) if file else (0, 0)
     if place and place.key == key and group_start <= place.position <= start:
         return place
-    return _Place(
-        key, group_start, _parquet_batches(file, group, group_start) if file else _arrow(path, is_mapped=False)
-    )
+    return _Place(key, group_start, _parquet_batches(file, group, group_start) if file else _arrow_batches(path))
 
 
 # Parquet.
@@ -161,18 +160,35 @@ def _parquet_batches(file: Any, first_group: int, row: int) -> Batches:
 # Arrow: the stream and the file form.
 
 
-def _arrow(path: Path, *, is_mapped: bool) -> Batches:
-    """All batches. Mapped, only what is looked at is read; else one batch at a time is in memory, and not the file."""
+def _count_arrow_rows(path: Path) -> int:
+    """Maps the file, so that only what is looked at is read, and lets go of it again batch by batch."""
+    import pyarrow as pa
+
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    count = 0
+    for number, batch in enumerate(_record_batches(pa.BufferReader(pa.py_buffer(mapped)))):
+        _check_batch(number, batch)
+        count += batch.num_rows
+        mapped.madvise(mmap.MADV_DONTNEED)
+    return count
+
+
+def _arrow_batches(path: Path) -> Batches:
+    """Not mapped, so that one batch is in memory and not the file."""
     import pyarrow as pa
 
     row = 0
-    with pa.memory_map(str(path)) if is_mapped else pa.OSFile(str(path)) as file:
-        is_file = file.read(6) == b"ARROW1"
-        file.seek(0)
-        for number, batch in enumerate(_arrow_file(file) if is_file else _arrow_stream(file)):
-            _check_batch(number, batch)
+    with pa.OSFile(str(path)) as file:
+        for batch in _record_batches(file):
             yield row, batch
             row += batch.num_rows
+
+
+def _record_batches(file: Any) -> Iterator[Any]:
+    is_file = file.read(6) == b"ARROW1"
+    file.seek(0)
+    return _arrow_file(file) if is_file else _arrow_stream(file)
 
 
 def _arrow_file(file: Any) -> Iterator[Any]:
