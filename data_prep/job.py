@@ -11,6 +11,7 @@ from typing import Any
 
 from data_prep.decontamination import evaluation_identity
 from data_prep.filters import filter_identity
+from data_prep.local_copies import use_cache
 from data_prep.parts import Part
 from data_prep.readers import Slice, read_slice, slice_source, source_identity
 from data_prep.recipe import Recipe, Source
@@ -46,7 +47,8 @@ class Job:
     output: Path
     renderer: Renderer
     identity: dict[str, Any]
-    parts: list[Part]
+    parts: list[Part]  # none where a complete output was made from the same
+    recognised: frozenset[str]  # names of the sources whose form was not stated
 
     @property
     def work(self) -> Path:
@@ -75,6 +77,14 @@ def open_job(recipe: Recipe, output: Path) -> Job:
         ValueError: input that cannot be used.
     """
     inputs = {source.name: source_identity(source) for source in recipe.sources}
+    recognised = frozenset(source.name for source in recipe.sources if source.form == "auto")
+    is_complete = (output / MANIFEST).exists()
+    prepared = _as_prepared(recipe, read_manifest(output)) if is_complete else None
+    if prepared:
+        renderer = make_renderer(prepared)
+        return Job(prepared, output, renderer, _identity(prepared, inputs, renderer), [], recognised)
+    # The tasks of a job array share the copies, and they go when the work is done.
+    use_cache(None if is_complete else output / WORK_DIR / "inputs")
     slices = {s.name: _slices(s, recipe, inputs[s.name], output / WORK_DIR) for s in recipe.sources}
     recipe = recipe.model_copy(update={"sources": [_resolve(s, slices[s.name]) for s in recipe.sources]})
     renderer = make_renderer(recipe)
@@ -85,7 +95,7 @@ def open_job(recipe: Recipe, output: Path) -> Job:
         parts += [Part(folder, piece) for piece in slices[source.name]]
     if not parts:
         raise ValueError("the sources hold no rows")
-    return Job(recipe, output, renderer, identity, parts)
+    return Job(recipe, output, renderer, identity, parts, recognised)
 
 
 def already_complete(job: Job) -> dict[str, Any] | None:
@@ -106,6 +116,20 @@ def already_complete(job: Job) -> dict[str, Any] | None:
     if problems:
         raise ValueError(f"{job.output} is complete but damaged: {'; '.join(problems)}. Delete it and prepare it again")
     return manifest
+
+
+def _as_prepared(recipe: Recipe, manifest: dict[str, Any]) -> Recipe | None:
+    """The recipe with the forms that a former run recognised, so that no input has to be read; None if it lacks one."""
+    made = {source["name"]: source for source in manifest["recipe"]["sources"]}
+    sources = []
+    for source in recipe.sources:
+        if source.form == "auto":
+            if source.name not in manifest.get("recognised", []):
+                return None
+            found = {key: made[source.name][key] for key in ("form", "columns")}
+            source = source.model_copy(update=found)
+        sources.append(source)
+    return recipe.model_copy(update={"sources": sources})
 
 
 def digest(value: Any) -> str:

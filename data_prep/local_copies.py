@@ -31,6 +31,7 @@ from data_prep.recipe import Source
 from data_prep.tables import TABLE_FORMATS
 
 CACHE_VARIABLE = "PACKHAUL_CACHE"
+_JOB_CACHE_VARIABLE = "PACKHAUL_JOB_CACHE"  # ours, to tell worker processes
 _CHUNK = 1 << 20  # bytes read at once
 _HEAD = 16  # bytes that tell what a file is
 _MAX_LAYERS = 2  # of compression; some files decompress to themselves, for ever
@@ -48,15 +49,18 @@ class LocalFile:
     remark: str | None  # on the encoding, for a person
 
 
-def use_cache(folder: Path) -> None:
-    """Keep copies in this folder, in this process and those that it starts."""
-    os.environ[CACHE_VARIABLE] = str(folder.absolute())
+def use_cache(folder: Path | None) -> None:
+    """Keep copies in this folder, in this process and those that it starts, where $PACKHAUL_CACHE names none."""
+    if folder is None:
+        os.environ.pop(_JOB_CACHE_VARIABLE, None)
+    else:
+        os.environ[_JOB_CACHE_VARIABLE] = str(folder.absolute())
 
 
 def cache_folder() -> Path:
-    """$PACKHAUL_CACHE, else the user's cache folder."""
+    """$PACKHAUL_CACHE, else the folder that `use_cache` was told, else the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "packhaul"
-    return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser()
+    return Path(os.environ.get(CACHE_VARIABLE) or os.environ.get(_JOB_CACHE_VARIABLE) or default).expanduser()
 
 
 def localize(source: Source, file: Path | str) -> LocalFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from data_prep.job import Job, digest
 from data_prep.pack_stage import ShardTask
+from data_prep.readers import TEXT_FORMATS
 from data_prep.rendering import Renderer, fingerprint
 from data_prep.shards import FORMAT_VERSION, SPLITS, TOKENIZER_DIR, sync_directory, write_atomically
 
@@ -35,12 +37,20 @@ def build_manifest(job: Job, tasks: list[ShardTask]) -> dict[str, Any]:
         "chat_template_sha256": job.identity["chat_template_sha256"],
         "bos_token_id": job.renderer.tokenizer.bos_token_id,
         "end_token_ids": job.renderer.end_token_ids,
-        "sources": summary["sources"],
+        "sources": [{**source, "encodings": _encodings(job, source["name"])} for source in summary["sources"]],
+        "recognised": sorted(job.recognised),
         "mixture": summary["mixture"],
         "notes": summary["notes"],
         "splits": {split: {**summary["splits"][split], "shards": shards[split]} for split in SPLITS},
         "versions": {name: version(name) for name in _LIBRARIES},
     }
+
+
+def _encodings(job: Job, source: str) -> dict[str, int]:
+    """How many text files of the source are in each encoding, stated or detected."""
+    pieces = [part.slice for part in job.parts if part.slice.source == source and part.slice.format in TEXT_FORMATS]
+    files = {(piece.path, piece.encoding) for piece in pieces if piece.path is not None}
+    return dict(sorted(Counter(encoding for _, encoding in files).items()))
 
 
 def _save_tokenizer(renderer: Renderer, directory: Path) -> None:

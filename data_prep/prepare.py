@@ -94,6 +94,8 @@ def prepare(
     done = already_complete(job)
     if done:
         print(f"{output} is complete: nothing to do")
+        if not keep_work:  # a kill may have come before it was all removed
+            shutil.rmtree(job.work, ignore_errors=True)
         return done
     if "tokenize" in stages:
         _tokenize(job, num_workers, task)
@@ -161,7 +163,7 @@ def _finish(job: Job, keep_work: bool, started: float) -> dict[str, Any]:
         raise ValueError(
             f"{len(missing)} of {len(tasks)} shards are not packed ({missing[:5]}): run `--stage pack` first"
         )
-    for leftover in job.output.glob("*/.*.tmp"):  # of writes that were killed
+    for leftover in (*job.output.glob(".*.*.tmp"), *job.output.glob("*/.*.tmp")):  # of writes that were killed
         leftover.unlink()
     write_dropped(job)
     manifest = build_manifest(job, tasks)

@@ -26,8 +26,9 @@ from data_prep.opening import file_identity, source_files
 from data_prep.recipe import Source
 from data_prep.tables import TABLE_FORMATS, count_rows, read_rows
 
-__all__ = ["RawRow", "Slice", "read_slice", "slice_source", "source_files", "source_identity"]
+__all__ = ["TEXT_FORMATS", "RawRow", "Slice", "read_slice", "slice_source", "source_files", "source_identity"]
 
+TEXT_FORMATS = frozenset({"json", "jsonl", *DELIMITERS})
 _MAX_ROW = 1 << 24  # bytes; a longer "row" is a lost newline or quote, and its values could fill the memory
 
 

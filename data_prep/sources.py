@@ -61,7 +61,8 @@ def check_columns(source: Source, rows: Sequence[RawRow]) -> None:
     if not any(isinstance(row.value, dict) for row in rows):
         raise ValueError(
             f"source {source.name!r}: none of its first {len(rows)} rows, from {rows[0].where} on, is a JSON object; "
-            f"{rows[0].value}\n  expected one array of objects (JSON), or one object per line (JSONL)"
+            f"{rows[0].value}\n  expected one array of objects (JSON), or one object per line (JSONL); for a table, "
+            "name the file .csv or .tsv, or state `format: csv` or `format: tsv`"
         )
     found = list(dict.fromkeys(name for row in rows if isinstance(row.value, dict) for name in row.value))
     required = _required(source.form)

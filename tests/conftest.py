@@ -50,6 +50,14 @@ CHATML = (
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Copies of inputs go neither into the user's cache nor from one run of the tests to the next."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PACKHAUL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory):
     """PreTrainedTokenizerFast: byte-level BPE of at most VOCAB_SIZE tokens (English and Korean, any text encodes),

@@ -81,12 +81,13 @@ def test_one_copy_is_made_however_many_want_it(tmp_path, monkeypatch):
 
 def test_no_room_for_copies_says_what_to_set(tmp_path, monkeypatch):
     path = write(tmp_path / "x.jsonl.gz", gzip.compress(JSONL))
+    monkeypatch.delenv("PACKHAUL_CACHE")
     use_cache(write(tmp_path / "file", "") / "folder")
     with pytest.raises(
         ValueError, match=r"x\.jsonl\.gz: cannot be copied .*set PACKHAUL_CACHE to a folder that has room"
     ):
         slice_source(source_of(path), 10)
-    monkeypatch.delenv("PACKHAUL_CACHE")
+    use_cache(None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder() == tmp_path / "xdg" / "packhaul"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -139,6 +140,7 @@ def test_the_same_bytes_after_a_kill_in_each_stage(stage, recipe_file, tmp_path,
         with pytest.raises(Killed):
             run(recipe_file, tmp_path / "killed")
     assert not (tmp_path / "killed" / MANIFEST).exists()
+    (tmp_path / "killed/.manifest.json.host.1.tmp").write_text("half")
     assert run(recipe_file, tmp_path / "killed") == 0
     assert all_bytes(tmp_path / "killed") == all_bytes(tmp_path / "whole")
 
@@ -276,3 +278,43 @@ def test_a_task_run_again_alone_repairs_what_it_left(recipe_file, tmp_path):
         marker.unlink()
     assert prepare.main([*flags, "--stage", "plan"]) == 2
     assert prepare.main([*flags, "--stage", "tokenize"]) == prepare.main(flags) == 0
+
+
+def test_tasks_share_the_copies_of_inputs_and_leave_none(recipe_file, tmp_path, monkeypatch):
+    monkeypatch.delenv("PACKHAUL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    lines = (tmp_path / "qa.jsonl").read_text(encoding="utf-8").splitlines()[5:]
+    rows = [json.dumps(json.loads(line), ensure_ascii=False) for line in lines]
+    (tmp_path / "korean.jsonl").write_bytes("\n".join(rows).encode("cp949"))
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress("\n".join(rows[:40]).encode()))
+    sources = [
+        {"name": "detected", "path": [str(tmp_path / "korean.jsonl"), str(tmp_path / "packed.jsonl.gz")]},
+        {"name": "stated", "path": str(tmp_path / "korean.jsonl"), "encoding": "cp949", "form": "question_answer"},
+    ]
+    edit_recipe(recipe_file, sources=sources, deduplicate=False)
+    flags = ["--recipe", str(recipe_file), "--output", str(tmp_path / "out"), "--num-workers", "1"]
+    assert prepare.main([*flags, "--stage", "tokenize", "--task-index", "1", "--num-tasks", "2"]) == 0
+    copies = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/.work/inputs/*.jsonl*")}
+    assert sum(not path.name.endswith(".lock") for path in copies) == 2
+    assert prepare.main([*flags, "--stage", "tokenize", "--task-index", "0", "--num-tasks", "2"]) == 0
+    assert copies == {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/.work/inputs/*.jsonl*")}
+    assert prepare.main(flags) == 0
+    assert not (tmp_path / "out/.work").exists() and not (tmp_path / "user").exists()
+    manifest = read_manifest(tmp_path / "out")
+    assert [s["encodings"] for s in manifest["sources"]] == [{"cp949": 1, "utf-8": 1}, {"cp949": 1}]
+
+
+def test_a_complete_directory_is_known_without_reading_its_inputs(recipe_file, tmp_path, monkeypatch, capsys):
+    sources = yaml.safe_load(recipe_file.read_text())["sources"]
+    edit_recipe(recipe_file, sources=[{k: v for k, v in sources[0].items() if k != "form"}, sources[1]])
+    run(recipe_file, tmp_path / "out")
+    (tmp_path / "out/.work").mkdir()  # as a kill after the manifest leaves it
+    monkeypatch.setattr("data_prep.job.slice_source", None)
+    monkeypatch.setattr("data_prep.job.read_slice", None)
+    assert run(recipe_file, tmp_path / "out") == 0 and "nothing to do" in capsys.readouterr().out
+    assert not (tmp_path / "out/.work").exists()
+    assert run(edit_recipe(recipe_file, seed=1), tmp_path / "out") == 2
+    edit_recipe(recipe_file, seed=42)
+    (tmp_path / "qa.jsonl").write_text("{}\n")
+    assert run(recipe_file, tmp_path / "out") == 2
+    assert "made from another recipe, other input files" in capsys.readouterr().err
