@@ -32,7 +32,7 @@ _LINES = frozenset({".txt", ".text"})  # one text per line
 class Decontaminate(BaseModel):
     """The recipe's `decontaminate`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     files: Annotated[tuple[str, ...], Field(min_length=1)]  # JSON, JSONL or text; globs and $VARIABLES are expanded
     columns: tuple[str, ...] | None = None  # of the evaluation rows; all strings in the row if not given

@@ -28,7 +28,7 @@ REGEX_SECONDS = 5.0
 class Filters(BaseModel):
     """The recipe's `filters`. A row is kept if it passes all that are given."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     min_answer_characters: Count | None = None  # of all assistant turns together
     max_answer_characters: Count | None = None
@@ -168,8 +168,8 @@ def _compiled(pattern: str) -> regex.Pattern[str]:
 
     try:
         return regex.compile(pattern)
-    except regex.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+    except (regex.error, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{pattern[:200]!r} is not a regular expression: {error}") from None
 
 
 def _check_function(conversation: Conversation, name: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from data_prep.conversation import BadRow
 from data_prep.encodings import UTF8, undecodable
 
-_MAX_DEPTH = 100  # of nested values; far below Python's recursion limit, which others reach who walk the row later
+MAX_DEPTH = 100  # of nested values; far below Python's recursion limit, which others reach who walk the row later
 
 
 def parse_row(raw: bytes, encoding: str) -> dict[str, Any] | BadRow:
@@ -26,14 +26,17 @@ def parse_row(raw: bytes, encoding: str) -> dict[str, Any] | BadRow:
         return BadRow("not_json", f"{error}; the row starts {text[:60]!r}")
     if not isinstance(value, dict):
         return BadRow("not_an_object", f"expected an object with named columns, found {text[:60]!r}")
-    if raw.count(b"[") + raw.count(b"{") > _MAX_DEPTH and _is_too_deep(value):
-        return BadRow("not_json", f"nested more than {_MAX_DEPTH} levels deep; the row starts {text[:60]!r}")
+    if is_too_deep(value, text):
+        return BadRow("not_json", f"nested more than {MAX_DEPTH} levels deep; the row starts {text[:60]!r}")
     return value
 
 
-def _is_too_deep(value: Any) -> bool:
+def is_too_deep(value: Any, text: str) -> bool:
+    """Whether a value, read from this JSON text, is nested more than MAX_DEPTH levels deep."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
     level = [value]
-    for _ in range(_MAX_DEPTH):
+    for _ in range(MAX_DEPTH):
         children = (
             node.values() if isinstance(node, dict) else node for node in level if isinstance(node, dict | list)
         )

@@ -27,7 +27,7 @@ _PAIRS_PER_CALL = 1 << 16
 class NearDuplicates(BaseModel):
     """The recipe's `near_duplicates`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Below one half, texts that only share a template would count as duplicates, and pairs would be missed.
     threshold: Annotated[float, Field(ge=0.5, le=1.0)] = 0.8  # Jaccard similarity from which on two are duplicates

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,12 @@ from data_prep.strict_files import read_yaml
 
 Form = Literal["auto", "alpaca", "dolly", "question_answer", "prompt_completion", "messages", "sharegpt"]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
-Count = Annotated[int, Field(gt=0)]
+# The bounds are far above any use, and below what 32 and 64-bit integers and floats hold.
+Count = Annotated[int, Field(gt=0, lt=2**53)]
+Weight = Annotated[float, Field(ge=1e-6, le=1e6)]
+Location = Annotated[str, Field(max_length=4096)]
+Times = Annotated[float, Field(gt=0.0, le=10_000.0)]
+Repeats = Annotated[float, Field(ge=1.0, le=10_000.0)]
 
 # The columns each form reads, by the name our code uses for them, with the column's usual name in the data. A recipe
 # renames them with `columns: {instruction: my_column}`.
@@ -34,14 +40,14 @@ OPTIONAL_COLUMNS = frozenset({"input", "context", "system", "tools"})
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Source(_Strict):
     """One data set: local files (`path`) or a hub data set (`dataset`), and how its rows become conversations."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
-    path: str | list[str] | None = None  # JSON or JSONL files; globs and $VARIABLES are expanded
+    path: Location | list[Location] | None = None  # JSON or JSONL files; globs and $VARIABLES are expanded
     dataset: str | None = None  # hub data set id, read through `datasets`
     subset: str | None = None  # the hub data set's configuration name
     split: str = "train"
@@ -55,12 +61,12 @@ class Source(_Strict):
     system: str | None = None  # a constant system prompt for rows that have none
     first: Count | None = None  # read only the first N rows
     take: Count | Share | None = None  # of the rows kept: a number, or a share below 1, chosen by the seed
-    weight: Annotated[float, Field(gt=0.0)] | None = None  # wanted share of the mixture, relative to the other weights
-    max_repeats: Annotated[float, Field(ge=1.0)] | None = None  # overrides the recipe's
-    repeat: Annotated[float, Field(gt=0.0)] | None = None  # use the training rows so many times over
+    weight: Weight | None = None  # wanted share of the mixture, relative to the other weights
+    max_repeats: Repeats | None = None  # overrides the recipe's
+    repeat: Times | None = None  # use the training rows so many times over
     filters: Filters | None = None  # in the place of the recipe's
     balance: Literal["task_type"] | None = None  # give each task type at most an equal share of the source
-    stage: Annotated[int, Field(ge=0)] = 0  # with `order: curriculum`: the stages follow each other
+    stage: Annotated[int, Field(ge=0, le=1000)] = 0  # with `order: curriculum`: the stages follow each other
     eval_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # overrides the recipe's
 
     @field_validator("path")
@@ -103,7 +109,7 @@ class Recipe(_Strict):
     tokenizer: str  # folder or hub id
     tokenizer_revision: str | None = None
     chat_template: str = "tokenizer"  # built-in name, "tokenizer", "tokenizer:FOLDER_OR_ID", or a .jinja file
-    seq_len: Annotated[int, Field(ge=8)] = 4096  # tokens of a packed row at most
+    seq_len: Annotated[int, Field(ge=8, le=2**22)] = 4096  # tokens of a packed row at most
     sources: Annotated[list[Source], Field(min_length=1)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     eval_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05  # of each source's distinct conversations
@@ -118,18 +124,18 @@ class Recipe(_Strict):
     bad_rows: Literal["skip", "refuse"] = "skip"  # a row that cannot be used: count and list it, or stop
     too_long: Literal["drop", "truncate", "split", "refuse"] = "drop"  # a conversation longer than seq_len
     weight_unit: Literal["trained_tokens", "tokens", "rows"] = "trained_tokens"  # what `weight` shares out
-    max_repeats: Annotated[float, Field(ge=1.0)] = 1.0  # how often weights and balance may use a row at most
+    max_repeats: Repeats = 1.0  # how often weights and balance may use a row at most
     total_tokens: Count | None = None  # size of the training mixture
-    total_epochs: Annotated[float, Field(gt=0.0)] | None = None  # the same, in passes over all training rows
+    total_epochs: Times | None = None  # the same, in passes over all training rows
     order: Literal["shuffled", "curriculum"] = "shuffled"  # of the packed rows
-    rows_per_slice: Annotated[int, Field(ge=1)] = 10_000  # raw rows of one restartable piece of work
-    rows_per_shard: Annotated[int, Field(ge=1)] = 4096  # packed rows of one shard file
+    rows_per_slice: Annotated[int, Field(ge=1, le=10**7)] = 10_000  # raw rows of one restartable piece of work
+    rows_per_shard: Annotated[int, Field(ge=1, le=10**6)] = 4096  # packed rows of one shard file
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         names = [s.name for s in self.sources]
-        for name in names:
-            if names.count(name) > 1:
+        for name, count in Counter(names).items():
+            if count > 1:
                 raise ValueError(f"two sources are named {name!r}: names must differ")
         weighted = [s.name for s in self.sources if s.weight is not None]
         if weighted and len(weighted) != len(names):
@@ -140,6 +146,15 @@ class Recipe(_Strict):
         if self.order == "shuffled" and any(s.stage for s in self.sources):
             raise ValueError("a source has a `stage`, which only `order: curriculum` looks at")
         return self
+
+
+_MODELS: dict[str | int, type[BaseModel]] = {
+    "sources": Source,
+    "filters": Filters,
+    "near_duplicates": NearDuplicates,
+    "decontaminate": Decontaminate,
+}
+_MAX_PROBLEMS = 20  # shown of one recipe
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -155,17 +170,25 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise ValueError(f"recipe {path}:\n" + "\n".join(_explain(e) for e in error.errors())) from None
+        problems = [_explain(e) for e in error.errors(include_context=False, include_url=False)]
+        more = [f"  and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
+        raise ValueError(f"recipe {path}:\n" + "\n".join(problems[:_MAX_PROBLEMS] + more)) from None
+
+
+def _shown(value: Any) -> str:
+    try:
+        return str(value)[:80]
+    except ValueError:  # Python writes no numbers of thousands of digits
+        return "a number of thousands of digits"
 
 
 def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    where = ".".join(str(part)[:60] for part in error["loc"])
     if error["type"] != "extra_forbidden":
-        return (
-            f"  {where or 'recipe'}: {error['msg'].removeprefix('Value error, ')} (found {str(error['input'])[:80]!r})"
-        )
-    key = str(error["loc"][-1])
-    known = Source.model_fields if len(error["loc"]) > 1 else Recipe.model_fields
+        message = error["msg"].removeprefix("Value error, ")[:2000]
+        return f"  {where or 'recipe'}: {message} (found {_shown(error['input'])!r})"
+    key = str(error["loc"][-1])[:60]
+    known = next((_MODELS[part] for part in error["loc"][-2::-1] if part in _MODELS), Recipe).model_fields
     near = difflib.get_close_matches(key, list(known), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
     return f"  {where}: unknown key; {hint}"

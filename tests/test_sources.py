@@ -423,3 +423,23 @@ def test_real_files_read_with_the_wrong_form(shared_data, name, message):
         check_columns(source, rows)
     assert message in str(caught.value)
     assert json.dumps(name.rpartition("/")[2])[1:-1] in str(caught.value)
+
+
+DEEP = "[" * 101 + "]" * 101
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": DEEP}, "not_messages"),
+        ({"messages": [{"role": "user", "content": "q"}], "tools": DEEP}, "not_tools"),
+        ({"messages": [{"role": "assistant", "tool_calls": DEEP}]}, "tool_call"),
+        (
+            {"messages": [{"role": "assistant", "function_call": {"name": "f", "arguments": f'{{"a": {DEEP}}}'}}]},
+            "tool_call",
+        ),
+    ],
+)
+def test_json_in_cells_has_the_depth_limit_of_rows(row, reason):
+    with pytest.raises(BadRow, match=f"{reason}: .*JSON nested more than 100 levels deep"):
+        to_conversation(source_of("messages"), RawRow(0, "d/x.jsonl:1", row))
