@@ -1,0 +1,108 @@
+"""One encoded text, whichever encoder made it: its token ids, and which tokens hold which characters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+    from data_prep.fast_encoder import FastEncoder
+
+Span = tuple[int, int]  # first and one past the last character
+
+
+class EncodedText(Protocol):
+    """What making labels needs of an encoded text."""
+
+    @property
+    def ids(self) -> np.ndarray:
+        """(tokens,) int32."""
+
+    def tokens_of(self, start: int, end: int) -> tuple[int, int] | None:
+        """The first and the last token that hold a byte of the characters [start, end); None if there is none."""
+
+    def characters_of(self, token: int) -> Span:
+        """The characters of which a token holds a byte. Tokens that share one character share it here too."""
+
+
+class OffsetTokens:
+    """A text encoded by `tokenizers`: its offsets say which characters a token came from.
+
+    Args:
+        ids: the ids, where they are not the encoding's own.
+    """
+
+    def __init__(self, encoding: Encoding, ids: list[int] | None = None):
+        self._encoding = encoding
+        self.ids = np.array(encoding.ids if ids is None else ids, dtype=np.int32)
+
+    def tokens_of(self, start: int, end: int) -> tuple[int, int] | None:
+        """See EncodedText."""
+        first, last = self._encoding.char_to_token(start), self._encoding.char_to_token(end - 1)
+        if start >= end or first is None or last is None:
+            return None
+        while (after := self._encoding.token_to_chars(last + 1)) is not None and after[0] < end:
+            last += 1  # the bytes of one character share its offsets
+        return first, last
+
+    def characters_of(self, token: int) -> Span:
+        """See EncodedText."""
+        span = self._encoding.token_to_chars(token)
+        assert span is not None, f"no token {token}"
+        return span
+
+
+@dataclass
+class ByteTokens:
+    """A text encoded byte by byte: the tokens' bytes, one after the other, are the text's."""
+
+    text: str
+    ids: np.ndarray  # (tokens,) int32
+    ends: np.ndarray  # (tokens,) int64: one past each token's last byte
+
+    def tokens_of(self, start: int, end: int) -> tuple[int, int] | None:
+        """See EncodedText."""
+        if not 0 <= start < end <= len(self.text):
+            return None
+        begin, stop = self._byte(start), self._byte(end)
+        return int(self.ends.searchsorted(begin, "right")), int(self.ends.searchsorted(stop - 1, "right"))
+
+    def characters_of(self, token: int) -> Span:
+        """See EncodedText."""
+        begin, end = self.ends.item(token - 1) if token else 0, self.ends.item(token)
+        return self._character(begin), self._character(end - 1) + 1
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """(characters + 1,) the byte at which each character starts, then the number of bytes."""
+        raw = np.frombuffer(self.text.encode(), dtype=np.uint8)
+        return np.append(np.flatnonzero(raw & 0xC0 != 0x80), raw.size)
+
+    def _byte(self, character: int) -> int:
+        return character if self.text.isascii() else self._starts.item(character)
+
+    def _character(self, byte: int) -> int:
+        return byte if self.text.isascii() else int(self._starts.searchsorted(byte, "right")) - 1
+
+
+def encode_batch(
+    texts: list[str], backend: Callable[[], Tokenizer], fast: FastEncoder | None = None
+) -> list[EncodedText]:
+    """Encode texts, without adding special tokens: by the fast encoder where there is one that takes the text.
+
+    Args:
+        backend: gives the tokenizer of `tokenizers`. It is not asked for when it is not needed: loading takes long.
+    """
+    encoded: list[EncodedText | None] = list(fast.encode_batch(texts)) if fast else [None] * len(texts)
+    rest = [i for i, one in enumerate(encoded) if one is None]
+    if rest:
+        encodings = backend().encode_batch([texts[i] for i in rest], add_special_tokens=False)
+        for i, encoding in zip(rest, encodings, strict=True):
+            encoded[i] = OffsetTokens(encoding)
+    return [one for one in encoded if one is not None]
