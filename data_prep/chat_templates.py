@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TEMPLATE_DIR = Path(__file__).parent / "templates"
 GENERATION_MARK = re.compile(r"{%-?\s*generation\s*-?%}")
 _CONTROL_TOKENS = re.compile(r"{#- control tokens: (.*?) -#}")
+_PLACED = re.compile(r"{#- contents: placed(?:, unless (\S+))? -#}\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class ChatTemplate:
     text: str  # Jinja, as it is saved with the shards and later served
     origin: str  # where it came from, for the manifest and for messages
     has_marks: bool  # {% generation %} marks; otherwise spans are derived from prefixes
+    is_placed: bool = False  # prints each content once, as it is or trimmed (see skeletons.py),
+    unless: str | None = None  # but for contents that hold this
 
 
 def built_in_names() -> list[str]:
@@ -98,8 +101,10 @@ def _built_in(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
                 f"{tokenizer.name_or_path!r} does not have as a special token: choose the template that belongs to the "
                 "tokenizer (chat_template: tokenizer), or a tokenizer that has it"
             )
-    text = _CONTROL_TOKENS.sub("", text)
-    return ChatTemplate(text.replace("__BOS__", "bos_token" if adds_bos(tokenizer) else "''"), name, has_marks=True)
+    placed = _PLACED.search(text)
+    text = _PLACED.sub("", _CONTROL_TOKENS.sub("", text))
+    text = text.replace("__BOS__", "bos_token" if adds_bos(tokenizer) else "''")
+    return ChatTemplate(text, name, has_marks=True, is_placed=placed is not None, unless=placed and placed[1])
 
 
 def _from_file(path: Path) -> ChatTemplate:

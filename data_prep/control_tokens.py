@@ -16,22 +16,24 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from data_prep.conversation import BadRow, Conversation, ToolCall
+from data_prep.encoded_text import OffsetTokens
 
 if TYPE_CHECKING:
-    from tokenizers import AddedToken, Encoding, Tokenizer
-    from transformers import PreTrainedTokenizerBase
+    from tokenizers import AddedToken, Tokenizer
+
+    from data_prep.encoded_text import EncodedText, TextEncoder
 
 Span = tuple[int, int]
-Restore = Callable[[str, list[Span]], "tuple[Encoding, list[int], list[Span]]"]
+Restore = Callable[[str, list[Span]], "tuple[str, EncodedText, list[Span]]"]
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)  # Supplementary Private Use Area-A: assigned to nobody
 
 
 class ControlTokens:
     """Finds control tokens spelled in content and encodes them as plain text."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, special_ids: dict[str, int]):
+    def __init__(self, encoder: TextEncoder, special_ids: dict[str, int]):
         self._ids = special_ids
-        self._tokenizer = tokenizer
+        self._encoder = encoder
         longest_first = sorted(special_ids, key=lambda token: (-len(token), token))
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._stand_ins: tuple[Tokenizer, dict[str, str]] | None = None
@@ -55,7 +57,7 @@ class ControlTokens:
             text = self._pattern.sub(lambda found: found[0][0] + sentinel + found[0][1:], text)
         return text
 
-    def _encode(self, text: str, spans: list[Span], sentinel: str) -> tuple[Encoding, list[int], list[Span]]:
+    def _encode(self, text: str, spans: list[Span], sentinel: str) -> tuple[str, EncodedText, list[Span]]:
         encoder, stand_in = self._plain_encoder()
         pieces: list[str] = []
         moved: dict[int, int] = {}  # character position in `text` -> in the text that is encoded
@@ -71,20 +73,24 @@ class ControlTokens:
             cursor = found.end()
         length = _copy(text, cursor, len(text), pieces, length, moved)
         moved[len(text)] = length
-        encoding = encoder.encode("".join(pieces), add_special_tokens=False)
+        plain = "".join(pieces)
+        encoding = encoder.encode(plain, add_special_tokens=False)
         ids = _put_back(encoding.ids, {encoder.token_to_id(s) for s in stand_in.values()}, control_ids)
-        return encoding, ids, [(moved[start], moved[end]) for start, end in spans]
+        return plain, OffsetTokens(encoding, ids), [(moved[start], moved[end]) for start, end in spans]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stand_ins": None}  # made again where it is needed
 
     def _plain_encoder(self) -> tuple[Tokenizer, dict[str, str]]:
         """A copy of the tokenizer with one stand-in per combination of matching flags, made when first needed."""
         if self._stand_ins is None:
             from tokenizers import AddedToken, Tokenizer
 
-            encoder = Tokenizer.from_str(self._tokenizer.backend_tokenizer.to_str())
+            encoder = Tokenizer.from_str(self._encoder.backend.to_str())
             encoder.encode_special_tokens = True
             names: dict[tuple[bool, ...], str] = {}
             stand_in = {}
-            for token in self._tokenizer.added_tokens_decoder.values():
+            for token in self._encoder.backend.get_added_tokens_decoder().values():
                 if token.special:
                     name = names.setdefault(_flags(token), f"\U0010fffd{len(names)}\U0010fffd")
                     stand_in[token.content] = name

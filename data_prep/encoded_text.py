@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -91,18 +92,59 @@ class ByteTokens:
         return byte if self.text.isascii() else int(self._starts.searchsorted(byte, "right")) - 1
 
 
-def encode_batch(
-    texts: list[str], backend: Callable[[], Tokenizer], fast: FastEncoder | None = None
-) -> list[EncodedText]:
-    """Encode texts, without adding special tokens: by the fast encoder where there is one that takes the text.
+class TextEncoder:
+    """Encodes texts without adding special tokens: by the fast encoder where there is one that takes the text.
 
-    Args:
-        backend: gives the tokenizer of `tokenizers`. It is not asked for when it is not needed: loading takes long.
+    Pickles small enough to send to a worker, which loads the tokenizer only when a text needs it.
     """
-    encoded: list[EncodedText | None] = list(fast.encode_batch(texts)) if fast else [None] * len(texts)
-    rest = [i for i, one in enumerate(encoded) if one is None]
-    if rest:
-        encodings = backend().encode_batch([texts[i] for i in rest], add_special_tokens=False)
-        for i, encoding in zip(rest, encodings, strict=True):
-            encoded[i] = OffsetTokens(encoding)
-    return [one for one in encoded if one is not None]
+
+    def __init__(self, backend: Tokenizer):
+        self._backend: Tokenizer | None = backend
+        self._serialised = ""
+        self._fast: FastEncoder | None = None
+
+    @property
+    def backend(self) -> Tokenizer:
+        """The tokenizer of `tokenizers`."""
+        if self._backend is None:
+            from tokenizers import Tokenizer
+
+            self._backend = Tokenizer.from_str(self._serialised)
+        return self._backend
+
+    @property
+    def name(self) -> str:
+        """Which encoder it is, for people and manifests."""
+        return self._fast.name if self._fast else f"tokenizers {version('tokenizers')}"
+
+    def use_fast(self, sample: Sequence[str]) -> str | None:
+        """Encode with the faster encoder from now on, if there is one for this tokenizer that is proven exact.
+
+        Args:
+            sample: texts of the run itself, on which it has to agree as well.
+
+        Returns:
+            Why `tokenizers` goes on to encode, or None if the fast one does.
+        """
+        from data_prep.fast_encoder import build
+
+        built = build(self.backend)
+        if isinstance(built, str):
+            return built
+        if reason := built.check(sample, self.backend):
+            return reason
+        self._fast = built
+        return None
+
+    def encode_batch(self, texts: list[str]) -> list[EncodedText]:
+        """Encode the texts, in order."""
+        encoded: list[EncodedText | None] = list(self._fast.encode_batch(texts)) if self._fast else [None] * len(texts)
+        rest = [i for i, one in enumerate(encoded) if one is None]
+        if rest:
+            encodings = self.backend.encode_batch([texts[i] for i in rest], add_special_tokens=False)
+            for i, encoding in zip(rest, encodings, strict=True):
+                encoded[i] = OffsetTokens(encoding)
+        return [one for one in encoded if one is not None]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_backend": None, "_serialised": self._serialised or self.backend.to_str(), "_fast": self._fast}

@@ -35,6 +35,7 @@ def build_manifest(job: Job, tasks: list[ShardTask]) -> dict[str, Any]:
         "tokenizer": fingerprint(job.renderer.tokenizer),
         "chat_template": job.renderer.template.origin,
         "chat_template_sha256": job.identity["chat_template_sha256"],
+        "encoders": sorted({part.counts()["encoder"] for part in job.parts}),
         "bos_token_id": job.renderer.tokenizer.bos_token_id,
         "end_token_ids": job.renderer.end_token_ids,
         "sources": [{**source, "encodings": _encodings(job, source["name"])} for source in summary["sources"]],

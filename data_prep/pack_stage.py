@@ -46,8 +46,13 @@ def shard_tasks(summary: dict[str, Any], recipe: Recipe) -> list[ShardTask]:
     return tasks
 
 
-def write_task(task: ShardTask, parts: list[Part], work: Path, output: Path) -> None:
-    """Write one shard and, after it, its marker."""
+def write_task(task: ShardTask, where: tuple[list[Part], Path, Path]) -> None:
+    """Write one shard and, after it, its marker.
+
+    Args:
+        where: the parts, the plan's folder, the shard directory.
+    """
+    parts, work, output = where
     arrays = load_plan(work / "plan.npz")
     uses, starts = arrays[f"{task.split}_uses"], arrays[f"{task.split}_starts"]
     rows = [

@@ -43,7 +43,8 @@ class Part:
         return self.file(".json").exists()
 
     def counts(self) -> dict[str, Any]:
-        """rows, kept, documents, tokens, trained_tokens, and by reason: dropped, changed (rows), lost_tokens."""
+        """rows, kept, documents, tokens, trained_tokens, and by reason: dropped, changed (rows), lost_tokens; the
+        encoder."""
         return json.loads(self.file(".json").read_text())
 
 
@@ -51,6 +52,7 @@ class Part:
 class PartWriter:
     """Collects one slice's documents and drops, then writes them."""
 
+    encoder: str  # which made the ids; each makes the same
     examples: list[TokenizedExample] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     contents: list[int] = field(default_factory=list)
@@ -123,6 +125,7 @@ class PartWriter:
             "dropped": dict(sorted(self.reasons.items())),
             "changed": dict(sorted(self.changed.items())),
             "lost_tokens": dict(sorted(self.lost_tokens.items())),
+            "encoder": self.encoder,
         }
 
 

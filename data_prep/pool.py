@@ -1,20 +1,38 @@
-"""Do independent pieces of work in this process or in a pool, with a progress bar on a terminal."""
+"""Do independent pieces of work in this process or in a pool, with a progress bar on a terminal.
+
+Workers are forked from a server process that has imported what they need and done nothing else: importing takes
+seconds, and a fork of this process, which has run the tokenizer's threads, could hang on their locks.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from multiprocessing import forkserver, get_context
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+_PRELOAD = ["data_prep.worker"]
+# Between two collections. The default looks at every object each few thousand rows, and finds no garbage.
+_GC_THRESHOLD = 100_000
+_SHARED: list[Any] = []  # what run_all gave this process
 
 
-def run_all(work: Callable[[Item], None], items: list[Item], num_workers: int, title: str) -> None:
-    """Call `work` on each item.
+def start_server() -> None:
+    """Start importing what workers need. Called as early as possible, as it takes as long as this process's imports."""
+    get_context("forkserver").set_forkserver_preload(_PRELOAD)
+    forkserver.ensure_running()
+
+
+def run_all(
+    work: Callable[[Item, Any], None], items: list[Item], num_workers: int, title: str, shared: Any = None
+) -> None:
+    """Call `work` on each item and `shared`, which each worker gets once.
 
     Raises:
         ValueError: a worker process was killed.
@@ -22,22 +40,20 @@ def run_all(work: Callable[[Item], None], items: list[Item], num_workers: int, t
     from tqdm import tqdm
 
     with tqdm(total=len(items), desc=title, unit="part", disable=None) as bar:
-        for _ in _results(work, items, num_workers):
+        for _ in _results(work, items, num_workers, shared):
             bar.update()
 
 
-def _results(work: Callable[[Item], None], items: list[Item], num_workers: int) -> Iterator[None]:
+def _results(work: Callable[[Item, Any], None], items: list[Item], num_workers: int, shared: Any) -> Iterator[None]:
     if num_workers == 1 or len(items) < 2:
         for item in items:
-            work(item)
+            work(item, shared)
             yield
         return
-    from multiprocessing import get_context
-
-    # spawn: the parent has run tokenizer threads, and a forked copy of their locks would hang
-    workers = min(num_workers, len(items))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
-        futures = [pool.submit(work, item) for item in items]
+    start_server()
+    workers, given = min(num_workers, len(items)), (dict(os.environ), shared)
+    with ProcessPoolExecutor(workers, get_context("forkserver"), _start_worker, given) as pool:
+        futures = [pool.submit(_call, work, item) for item in items]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -50,9 +66,18 @@ def _results(work: Callable[[Item], None], items: list[Item], num_workers: int) 
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker() -> None:
-    """One thread per worker, and no worker that outlives a killed parent."""
+def _call(work: Callable[[Item, Any], None], item: Item) -> None:
+    work(item, _SHARED[0])
+
+
+def _start_worker(environment: dict[str, str], shared: Any) -> None:
+    """One thread per worker, and no worker that outlives a killed parent (the server ends with it)."""
+    os.environ.update(environment)  # the server's may be older
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _SHARED[:] = [shared]
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD)
     parent = os.getppid()
 
     def watch() -> None:

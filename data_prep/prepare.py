@@ -16,18 +16,17 @@ import os
 import shutil
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.pool import run_all, start_server
 from data_prep.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from data_prep.job import Job
-    from data_prep.parts import Part
-    from data_prep.rendering import Renderer
 
 STAGES = ("tokenize", "plan", "pack", "finish")
+ENCODERS = ("auto", "tokenizers")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,7 +38,10 @@ def main(argv: list[str] | None = None) -> int:
         recipe = load_recipe(arguments.recipe)
         stages = STAGES if arguments.stage == "all" else (arguments.stage,)
         task = (arguments.task_index, arguments.num_tasks)
-        prepare(recipe, Path(arguments.output), arguments.num_workers, arguments.keep_work, stages, task)
+        if arguments.num_workers > 1:
+            start_server()
+        output, workers = Path(arguments.output), arguments.num_workers
+        prepare(recipe, output, workers, arguments.keep_work, stages, task, arguments.encoder)
     except (ValueError, OSError) as error:
         print(f"prepare: error: {error}", file=sys.stderr)
         return 2
@@ -55,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="only this stage (all)")
     parser.add_argument("--task-index", type=int, default=0, help="which of the tasks of a job array this is, from 0")
     parser.add_argument("--num-tasks", type=int, default=1, help="tasks of the job array")
+    parser.add_argument(
+        "--encoder",
+        choices=ENCODERS,
+        default="auto",
+        help="tokenizers, or a faster one for tokenizers that it is proven equal on when the run starts (auto)",
+    )
     return parser
 
 
@@ -77,11 +85,13 @@ def prepare(
     keep_work: bool = False,
     stages: tuple[str, ...] = STAGES,
     task: tuple[int, int] = (0, 1),
+    encoder: str = "auto",
 ) -> dict[str, Any] | None:
     """Run the stages that are not done yet; the manifest once everything is.
 
     Args:
         task: (index, number) of the task of a job array: it does every number-th piece of work.
+        encoder: one of ENCODERS. The bytes are the same with each.
 
     Raises:
         ValueError: input that cannot be used, an output directory made from something else, or an earlier stage that
@@ -98,7 +108,7 @@ def prepare(
             shutil.rmtree(job.work, ignore_errors=True)
         return done
     if "tokenize" in stages:
-        _tokenize(job, num_workers, task)
+        _tokenize(job, num_workers, task, encoder)
     if "plan" in stages:
         _plan(job)
     if "pack" in stages:
@@ -106,26 +116,24 @@ def prepare(
     return _finish(job, keep_work, started) if "finish" in stages else None
 
 
-def _tokenize(job: Job, num_workers: int, task: tuple[int, int]) -> None:
-    from data_prep.pool import run_all
+def _tokenize(job: Job, num_workers: int, task: tuple[int, int], encoder: str) -> None:
+    from data_prep.tokenize_stage import tokenize_part
 
     mine = job.parts[task[0] :: task[1]]
     todo = [part for part in mine if not part.is_complete()]
     if len(todo) < len(mine):
         print(f"{len(mine) - len(todo)} of {len(mine)} parts are tokenized already: going on with the rest")
-    _RENDERER[:] = [job.renderer]
-    run_all(partial(_tokenize_part, recipe=job.recipe), todo, num_workers, "tokenize")
+    if todo and encoder == "auto":
+        _use_fast_encoder(job)
+    run_all(tokenize_part, todo, num_workers, "tokenize", shared=(job.recipe, job.renderer))
 
 
-_RENDERER: list[Renderer] = []  # this process's renderer: loading the tokenizer takes seconds
+def _use_fast_encoder(job: Job) -> None:
+    from data_prep.tokenize_stage import sample
 
-
-def _tokenize_part(part: Part, recipe: Recipe) -> None:
-    from data_prep.tokenize_stage import make_renderer, tokenize_part
-
-    if not _RENDERER:
-        _RENDERER.append(make_renderer(recipe))
-    tokenize_part(part, recipe, _RENDERER[0])
+    refused = job.renderer.use_fast_encoder(sample(job.parts, job.recipe))
+    because = f", as the faster encoder cannot be used: {refused}" if refused else ""
+    print(f"encoder: {job.renderer.encoder.name}{because}")
 
 
 def _plan(job: Job) -> None:
@@ -143,11 +151,10 @@ def _plan(job: Job) -> None:
 
 def _pack(job: Job, num_workers: int, task: tuple[int, int]) -> None:
     from data_prep.pack_stage import shard_tasks, write_task
-    from data_prep.pool import run_all
 
     tasks = shard_tasks(_planned(job), job.recipe)[task[0] :: task[1]]
     todo = [t for t in tasks if not t.is_complete(job.plan_dir, job.output)]
-    run_all(partial(write_task, parts=job.parts, work=job.plan_dir, output=job.output), todo, num_workers, "pack")
+    run_all(write_task, todo, num_workers, "pack", shared=(job.parts, job.plan_dir, job.output))
 
 
 def _finish(job: Job, keep_work: bool, started: float) -> dict[str, Any]:

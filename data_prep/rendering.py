@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,13 @@ import numpy as np
 from data_prep.chat_templates import ChatTemplate, special_token_ids
 from data_prep.control_tokens import ControlTokens
 from data_prep.conversation import BadRow, Conversation, Message
+from data_prep.encoded_text import EncodedText, Span, TextEncoder
+from data_prep.skeletons import Skeletons
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100  # torch's cross-entropy skips it
-Span = tuple[int, int]  # first and one past the last character
 _INLINE_REASONING = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)
 
 
@@ -69,9 +70,12 @@ class Renderer:
         self.reasoning = reasoning
         self._policy = control_tokens
         self._special_id_set = frozenset(self.special_ids.values())
-        self._control = ControlTokens(tokenizer, self.special_ids)
+        self.encoder = TextEncoder(tokenizer.backend_tokenizer)
+        self._control = ControlTokens(self.encoder, self.special_ids)
         self._native_reasoning = any(key in template.text for key in ("reasoning_content", "thinking"))
         self._template_arguments: dict[str, Any] = {**tokenizer.special_tokens_map}
+        self._skeletons = Skeletons(template, self._apply_marked)
+        self._bos = tokenizer.bos_token_id
         self._lead = ""  # what the generation prompt gives of the marked text
         self._lead = self._probe_lead()
         self.end_token_ids = self._probe()
@@ -89,22 +93,40 @@ class Renderer:
                     plain.append((i, text, spans))
             except BadRow as bad:
                 results[i] = bad
-        texts = [entry[1] for entry in plain]
-        encodings = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-        for (i, _, trained), encoding in zip(plain, encodings, strict=True):
-            results[i] = self._labelled(encoding, trained, encoding.ids)
+        encoded = self.encoder.encode_batch([text for _, text, _ in plain])
+        for (i, text, trained), tokens in zip(plain, encoded, strict=True):
+            results[i] = self._labelled(text, tokens, trained)
         return [r for r in results if r is not None]
+
+    def use_fast_encoder(self, sample: Sequence[Conversation]) -> str | None:
+        """Encode with the faster encoder, if it agrees on the sample too; else why not (see TextEncoder.use_fast)."""
+        texts = []
+        for conversation in sample:
+            with suppress(BadRow):
+                texts.append(self._render_text(conversation)[0])
+        return self.encoder.use_fast(texts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs to render: loading transformers' tokenizer takes seconds."""
+        return {**self.__dict__, "tokenizer": None}
 
     def _render_text(self, conversation: Conversation) -> tuple[str, list[Span]]:
         """The text, and the spans of the assistant turns that are trained."""
-        messages = self._template_messages(conversation)
-        tools = list(conversation.tools) or None
-        if self.template.has_marks:
-            text, marked = self._apply(messages, tools, with_spans=True)
-            spans = _merge_adjacent(marked)
-        else:
-            text, spans = self._derive_spans(messages, tools)
+        placed = (
+            None if conversation.tools or self.reasoning == "strip" else self._skeletons.render(conversation.messages)
+        )
+        text, spans = placed or self._render_template(conversation)
         return text, [self._without_lead(text, s) for s in self._trained_spans(conversation, spans)]
+
+    def _render_template(self, conversation: Conversation) -> tuple[str, list[Span]]:
+        messages, tools = self._template_messages(conversation), list(conversation.tools) or None
+        if self.template.has_marks:
+            return self._apply_marked(messages, tools)
+        return self._derive_spans(messages, tools)
+
+    def _apply_marked(self, messages: list[dict[str, Any]], tools: list[Any] | None = None) -> tuple[str, list[Span]]:
+        text, marked = self._apply(messages, tools, with_spans=True)
+        return text, _merge_adjacent(marked)
 
     def _template_messages(self, conversation: Conversation) -> list[dict[str, Any]]:
         self._check_supported(conversation)
@@ -155,6 +177,8 @@ class Renderer:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
+            if with_spans and not tools and all(m.keys() == _PLAIN_KEYS for m in messages):
+                return self._apply_plain(messages, prompt)
             rendered: Any = render_jinja_template(
                 [messages],
                 tools=tools,
@@ -167,6 +191,15 @@ class Renderer:
             raise BadRow("template_refused", f"the chat template raises: {error}") from None
         texts, spans = rendered
         return texts[0], [(start, end) for start, end in spans[0]] if with_spans else []
+
+    def _apply_plain(self, messages: list[dict[str, Any]], prompt: bool) -> tuple[str, list[Span]]:
+        """What render_jinja_template does with messages of plain text; it looks through and copies each of them."""
+        from transformers.utils import chat_template_utils as library
+
+        compiled = library._compile_jinja_template(self.template.text)  # kept by the library
+        return library._render_with_assistant_indices(
+            compiled, messages, None, None, prompt, **self._template_arguments
+        )
 
     def _derive_spans(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> tuple[str, list[Span]]:
         """Spans of a template without marks: what a turn adds after its generation prompt."""
@@ -191,53 +224,35 @@ class Renderer:
             found = self._control.spelled_in(conversation)
             raise BadRow("control_token_in_text", f"the text spells the control token {found!r}")
         shielded, restore = self._control.shield(conversation)
-        text, spans = self._render_text(shielded)
-        encoding, ids, spans = restore(text, spans)
-        return self._labelled(encoding, spans, ids)
+        return self._labelled(*restore(*self._render_text(shielded)))
 
-    def _labelled(self, encoding: Encoding, spans: list[Span], ids: list[int]) -> TokenizedExample | BadRow:
-        input_ids = np.array(ids, dtype=np.int32)
-        labels = np.full(len(ids), IGNORE_INDEX, dtype=np.int32)
+    def _labelled(self, text: str, tokens: EncodedText, spans: list[Span]) -> TokenizedExample | BadRow:
+        input_ids = tokens.ids
+        labels = np.full(input_ids.size, IGNORE_INDEX, dtype=np.int32)
         try:
             for span in spans:
-                first, last = self._token_range(encoding, span)
-                last = self._end_of_turn(ids, first, last)
+                first, last = _token_range(tokens, span)
+                last = self._end_of_turn(text, tokens, first, last)
                 labels[first : last + 1] = input_ids[first : last + 1]
         except BadRow as bad:
             return bad
-        bos = self.tokenizer.bos_token_id
-        if bos is not None and ids[:2] == [bos, bos]:
+        if self._bos is not None and input_ids[:2].tolist() == [self._bos, self._bos]:
             return BadRow("double_bos", "the document starts with two BOS tokens")
         return TokenizedExample(input_ids, labels)
 
-    @staticmethod
-    def _token_range(encoding: Encoding, span: Span) -> Span:
-        """First and last token of the characters [start, end)."""
-        start, end = span
-        first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
-        if start >= end or first is None or last is None:
-            raise BadRow("no_trained_tokens", f"no token begins at character {start} or ends at {end}")
-        while (after := encoding.token_to_chars(last + 1)) is not None and after[0] < end:
-            last += 1  # the bytes of one character share its offsets
-        begins, ends = encoding.token_to_chars(first), encoding.token_to_chars(last)
-        if begins is None or ends is None or begins[0] != start or ends[1] != end:
-            raise BadRow(
-                "straddling_token",
-                f"a token covers characters {begins} or {ends}, but {span} is trained: the text there merges with the "
-                "template's (a leading line break, say)",
-            )
-        return first, last
-
-    def _end_of_turn(self, ids: list[int], first: int, last: int) -> int:
+    def _end_of_turn(self, text: str, tokens: EncodedText, first: int, last: int) -> int:
         """The token that ends the turn; only white space may follow it within the marks, and that is not trained."""
         end = last
-        while end > first and ids[end] not in self._special_id_set:
+        while end > first and tokens.ids.item(end) not in self._special_id_set:
             end -= 1
-        rest = str(self.tokenizer.decode(ids[end + 1 : last + 1]))
-        if ids[end] not in self._special_id_set or rest.strip():
+        rest = text[tokens.characters_of(end)[1] : tokens.characters_of(last)[1]]
+        if tokens.ids.item(end) not in self._special_id_set or rest.strip():
+            said = self.encoder.backend.decode(
+                tokens.ids[max(first, last - 3) : last + 1].tolist(), skip_special_tokens=False
+            )
             raise BadRow(
                 "untrained_end",
-                f"the trained text ends in {self.tokenizer.decode(ids[max(first, last - 3) : last + 1])!r}, not in a "
+                f"the trained text ends in {said!r}, not in a "
                 "control token: a model trained so never stops. Put the end-of-turn token inside {% generation %}",
             )
         return end
@@ -279,7 +294,24 @@ class Renderer:
         return sorted({int(trained[-1])})
 
 
+_PLAIN_KEYS = {"role", "content"}
 _PROBE = (Message("user", "Say hello."), Message("assistant", "Hello."))
+
+
+def _token_range(tokens: EncodedText, span: Span) -> Span:
+    """First and last token of the characters [start, end)."""
+    start, end = span
+    found = tokens.tokens_of(start, end)
+    if found is None:
+        raise BadRow("no_trained_tokens", f"no token begins at character {start} or ends at {end}")
+    begins, ends = tokens.characters_of(found[0]), tokens.characters_of(found[1])
+    if begins[0] != start or ends[1] != end:
+        raise BadRow(
+            "straddling_token",
+            f"a token covers characters {begins} or {ends}, but {span} is trained: the text there merges with the "
+            "template's (a leading line break, say)",
+        )
+    return found
 
 
 def _has_calls(conversation: Conversation) -> bool:

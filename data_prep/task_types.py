@@ -62,22 +62,59 @@ _CODE_ASKED = re.compile(
     r".{0,40}\b(?:code|function|algorithm|query|regular expression|program to|program that|script to|script that)\b"
     r"|(?:piece of|given|following|this) (?:code|function|program)\b"
 )
+_CODE_NOUNS = ("code", "function", "algorithm", "query", "regular expression", "program", "script")
 _SUMMARY_WORDS = _words(
     "summarize summarise summary summaries summarizing summarising tl;dr tldr condense gist abridge recap"
 )
-_SUMMARY_PHRASES = re.compile(
-    "key point|main point|main idea|key takeaway|in a nutshell|key ideas|main theme|central idea"
+_SUMMARY_PHRASES = (
+    "key point",
+    "main point",
+    "main idea",
+    "key takeaway",
+    "in a nutshell",
+    "key ideas",
+    "main theme",
+    "central idea",
 )
 _CLASS_LEADS = _words(
     "rate label determine detect tag choose pick select judge sort group check verify assign rank assess vote evaluate"
 )
 _CLASS_WORDS = _words("classify classifying categorize categorise categorizing sentiment grammatically")
-_CLASS_PHRASES = re.compile(
-    "true or false|which of the following|which word|which one|which is a|odd one out|figure of speech"
-    "|figurative language|parts? of speech|yes or no|correct option|following options|pick your answer|fact or opinion"
-    "|positive or negative|wh(?:at|ich) (?:type|kind) of sentence|does the sentence|is th(?:e|is) sentence|tone of the"
-    "|belongs? to|same meaning or|identify the (?:type|parts|tense)"
-    r"|\b(?:identify|tell me|decide|state|which)\b[^.?]{0,70}(?: or |\beither\b|\bwhether\b| if )"
+_CLASS_PHRASES = (
+    "true or false",
+    "which of the following",
+    "which word",
+    "which one",
+    "which is a",
+    "odd one out",
+    "figure of speech",
+    "figurative language",
+    "part of speech",
+    "parts of speech",
+    "yes or no",
+    "correct option",
+    "following options",
+    "pick your answer",
+    "fact or opinion",
+    "positive or negative",
+    "what type of sentence",
+    "what kind of sentence",
+    "which type of sentence",
+    "which kind of sentence",
+    "does the sentence",
+    "is the sentence",
+    "is this sentence",
+    "tone of the",
+    "belong to",
+    "belongs to",
+    "same meaning or",
+    "identify the type",
+    "identify the parts",
+    "identify the tense",
+)
+_CHOICES = (" or ", "either", "whether", " if ")  # _CLASS_CHOICE holds one of them
+_CLASS_CHOICE = re.compile(
+    r"\b(?:identify|tell me|decide|state|which)\b[^.?]{0,70}(?: or |\beither\b|\bwhether\b| if )"
 )
 _REASON_LEADS = _words(
     "calculate compute solve simplify factor factorize deduce estimate count infer predict increment"
@@ -85,10 +122,19 @@ _REASON_LEADS = _words(
 _REASON_WORDS = _words(
     "puzzle riddle equation equations derivative integral hypotenuse perimeter fahrenheit celsius math"
 )
-_REASON_PHRASES = re.compile(
-    "step by step|comes next|next number|how many more|median of|mean of|average of|logic|sequence"
-    r"|\b(?:calculate|compute|solve)\b"
+_REASON_PHRASES = (
+    "step by step",
+    "comes next",
+    "next number",
+    "how many more",
+    "median of",
+    "mean of",
+    "average of",
+    "logic",
+    "sequence",
 )
+_REASON_ASKED = re.compile(r"\b(?:calculate|compute|solve)\b")
+_DIGIT = re.compile(r"\d")
 _REASON_NUMBERS = re.compile(
     r"\d\s*[-+*/×÷^=%]\s*\(?\d|\bconvert\b[^.]{0,40}\d|\b(?:find|reverse|how (?:many|much|far|long|old))\b"
     r"[^.]{0,120}\d.{0,80}\d"
@@ -182,7 +228,15 @@ def classify_text(question: str, answer: str = "", num_questions: int = 1) -> in
 
 def _has_code(text: str) -> bool:
     start = text[:_CODE_CHARACTERS]
-    return any(hint in start for hint in _CODE_HINTS) and _CODE.search(start) is not None
+    return _holds(start, _CODE_HINTS) and _CODE.search(start) is not None
+
+
+def _holds(text: str, literals: tuple[str, ...]) -> bool:
+    """Several times as fast as a pattern of alternatives, or any()."""
+    for literal in literals:  # noqa: SIM110
+        if literal in text:
+            return True
+    return False
 
 
 def _by_rules(line: str) -> int:
@@ -195,15 +249,15 @@ def _english(text: str) -> int:
     words, lead = frozenset(ordered), _leading_verb(ordered)
     if _asks_for_code(text, words, lead):
         return CODING
-    if not _SUMMARY_WORDS.isdisjoint(words) or _SUMMARY_PHRASES.search(text):
+    if not _SUMMARY_WORDS.isdisjoint(words) or _holds(text, _SUMMARY_PHRASES):
         return SUMMARISATION
-    if lead in _REASON_LEADS or _REASON_NUMBERS.search(text):
+    if lead in _REASON_LEADS or (_DIGIT.search(text) and _REASON_NUMBERS.search(text)):
         return REASONING
     if lead in _GENERATE_LEADS:
         return GENERATION
-    if lead in _CLASS_LEADS or not _CLASS_WORDS.isdisjoint(words) or _CLASS_PHRASES.search(text):
+    if lead in _CLASS_LEADS or not _CLASS_WORDS.isdisjoint(words) or _asks_to_choose(text):
         return CLASSIFICATION
-    if not _REASON_WORDS.isdisjoint(words) or _REASON_PHRASES.search(text):
+    if not _REASON_WORDS.isdisjoint(words) or _asks_to_reason(text):
         return REASONING
     return _english_rest(text, lead)
 
@@ -219,7 +273,15 @@ def _english_rest(text: str, lead: str) -> int:
 def _asks_for_code(text: str, words: frozenset[str], lead: str) -> bool:
     if lead not in ("what", "who", "why") and not _CODE_WORDS.isdisjoint(words):
         return True
-    return _CODE_ASKED.search(text) is not None
+    return _holds(text, _CODE_NOUNS) and _CODE_ASKED.search(text) is not None
+
+
+def _asks_to_choose(text: str) -> bool:
+    return _holds(text, _CLASS_PHRASES) or (_holds(text, _CHOICES) and _CLASS_CHOICE.search(text) is not None)
+
+
+def _asks_to_reason(text: str) -> bool:
+    return _holds(text, _REASON_PHRASES) or _REASON_ASKED.search(text) is not None
 
 
 def _leading_verb(words: list[str]) -> str:

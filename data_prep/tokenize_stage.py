@@ -18,6 +18,7 @@ from data_prep.recipe import Recipe, Source
 from data_prep.rendering import Renderer, TokenizedExample
 from data_prep.sources import to_conversation
 
+_SAMPLED_PLACES, _SAMPLED_ROWS = 8, 64
 ROWS_PER_CALL = 512  # rows rendered and encoded in one call of the tokenizer
 
 
@@ -35,13 +36,25 @@ def make_renderer(recipe: Recipe) -> Renderer:
     )
 
 
-def tokenize_part(part: Part, recipe: Recipe, renderer: Renderer) -> None:
+def sample(parts: list[Part], recipe: Recipe) -> list[Conversation]:
+    """Some conversations from places all over each source."""
+    chosen = []
+    for source in recipe.sources:
+        mine = [part for part in parts if part.slice.source == source.name]
+        for part in mine[:: max(1, len(mine) // _SAMPLED_PLACES)]:
+            rows = islice(read_slice(source, part.slice), _SAMPLED_ROWS)
+            chosen += [c for raw in rows if isinstance(c := _convert(raw, source, recipe), Conversation)]
+    return chosen
+
+
+def tokenize_part(part: Part, how: tuple[Recipe, Renderer]) -> None:
     """Tokenize one slice and write its part.
 
     Raises:
         ValueError: a row cannot be used and the recipe says to refuse.
     """
-    writer = PartWriter(near_duplicates=recipe.near_duplicates)
+    recipe, renderer = how
+    writer = PartWriter(encoder=renderer.encoder.name, near_duplicates=recipe.near_duplicates)
     source = next(s for s in recipe.sources if s.name == part.slice.source)
     rows = read_slice(source, part.slice)
     while batch := list(islice(rows, ROWS_PER_CALL)):

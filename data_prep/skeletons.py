@@ -1,0 +1,108 @@
+"""What a chat template prints around the contents: found once for each order of roles, filled in for each row.
+
+Jinja takes longer to render a short row than the tokenizer takes to encode it. Most templates print every content
+once, as it is or trimmed, whatever it says. A built-in template that does so declares it in its head (a test holds it
+to that, on any contents):
+
+    {#- contents: placed -#}     or     {#- contents: placed, unless </think> -#}
+
+For such a template the roles alone decide what stands around the contents. Any other template is rendered by Jinja.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from data_prep.chat_templates import ChatTemplate
+from data_prep.conversation import Message
+
+Span = tuple[int, int]
+Apply = Callable[[list[dict[str, Any]]], "tuple[str, list[Span]]"]  # messages -> the text and its marked spans
+_MOST = 4096  # orders of roles that are kept: long dialogues rarely have one in common
+_PRIVATE = 0xF0000  # characters assigned to nobody
+_BEFORE, _AFTER = "\u2005", "\u2006"  # kinds of space that no template prints itself
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """What a template prints for one order of roles."""
+
+    literals: tuple[str, ...]  # before, between and after the contents
+    is_trimmed: tuple[bool, ...]  # per content
+    marks: tuple[tuple[int, int, int, int], ...]  # of each span: start's literal, offset in it, end's literal, offset
+
+    def fill(self, contents: Sequence[str]) -> tuple[str, list[Span]]:
+        """The rendered text and its marked spans, in characters."""
+        pieces = [self.literals[0]]
+        for content, is_trimmed, literal in zip(contents, self.is_trimmed, self.literals[1:], strict=True):
+            pieces.append(content.strip() if is_trimmed else content)
+            pieces.append(literal)
+        starts = [0, *accumulate(map(len, pieces))]
+        spans = [(starts[2 * a] + start, starts[2 * b] + end) for a, start, b, end in self.marks]
+        return "".join(pieces), spans
+
+
+class Skeletons:
+    """The skeletons of one template, made as they are needed.
+
+    Args:
+        template: a template.
+        apply: renders messages with it.
+    """
+
+    def __init__(self, template: ChatTemplate, apply: Apply):
+        self._is_placed, self._unless = template.is_placed, template.unless
+        self._apply = apply
+        self._by_roles: dict[tuple[str, ...], Skeleton | None] = {}
+
+    def render(self, messages: Sequence[Message]) -> tuple[str, list[Span]] | None:
+        """The rendered text and its marked spans, or None where the template itself has to be rendered."""
+        if not self._is_placed or any(m.tool_calls or m.reasoning is not None for m in messages):
+            return None
+        contents = [m.content for m in messages]
+        if self._unless and any(self._unless in content for content in contents):
+            return None
+        roles = tuple(m.role for m in messages)
+        if roles not in self._by_roles:
+            if len(self._by_roles) >= _MOST:
+                return None
+            self._by_roles[roles] = self._make(roles)
+        skeleton = self._by_roles[roles]
+        return skeleton.fill(contents) if skeleton else None
+
+    def _make(self, roles: tuple[str, ...]) -> Skeleton | None:
+        signs = [chr(_PRIVATE + i) for i in range(len(roles))]
+        turns = [{"role": role, "content": f"{_BEFORE}{sign}{_AFTER}"} for role, sign in zip(roles, signs, strict=True)]
+        text, spans = self._apply(turns)
+        if any(text.count(sign) != 1 for sign in signs):
+            return None
+        return _cut(text, spans, signs)
+
+
+def _cut(text: str, spans: list[Span], signs: list[str]) -> Skeleton | None:
+    """Cut the contents out of a rendering in which each is a sign between two kinds of space."""
+    literals, starts, is_trimmed, done = [], [0], [], 0
+    for sign in signs:
+        at = text.index(sign)
+        whole = text[at - 1 : at + 2] == f"{_BEFORE}{sign}{_AFTER}"
+        begin, end = (at - 1, at + 2) if whole else (at, at + 1)
+        if begin < done:
+            return None  # in another order than the messages
+        literals.append(text[done:begin])
+        is_trimmed.append(not whole)
+        starts.append(end)
+        done = end
+    literals.append(text[done:])
+    marks = [(*_place(start, starts, literals), *_place(end, starts, literals)) for start, end in spans]
+    return Skeleton(tuple(literals), tuple(is_trimmed), tuple(marks))
+
+
+def _place(position: int, starts: list[int], literals: list[str]) -> tuple[int, int]:
+    """The literal that holds a position (or ends there), and the offset in it."""
+    for number, (start, literal) in enumerate(zip(starts, literals, strict=True)):
+        if start <= position <= start + len(literal):
+            return number, position - start
+    raise AssertionError("a mark inside a content")

@@ -1,0 +1,218 @@
+"""Preparation against the tokenizer's own speed and against TRL, in one run, with two workers.
+
+    python -m tests.benchmarks.bench_prepare --data ../shared/data [--num-workers 2]
+
+Alpaca 52k, the Qwen3 tokenizer, ChatML, seq_len 4,096. Measured are the stages tokenize, plan and pack, through
+`tokenizers` and through the faster encoder, in turn with `encode_batch` of `tokenizers` on the same rendered texts, on
+all cores of one process. The inputs have been looked at and the tokenizer loaded before the clock runs, as for TRL,
+whose trainer prepares the same rows with as many processes. The last line is JSON:
+
+    share_of_raw         tokens/s through `tokenizers`, as a share of encode_batch's
+    share_of_raw_fast    the same through the faster encoder
+    ratio_to_trl         tokens/s through the faster encoder over TRL's (..._tokenizers: through `tokenizers`)
+    efficiency           of packing, by seq_len
+    profile              CPU seconds per 10,000 rows by step, in one process
+    command_seconds      the whole command, imports, proof of the encoder and report included
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SEQ_LENS = (2048, 4096, 8192)
+STAGES = ("tokenize", "plan", "pack")
+
+
+def main() -> int:
+    """Measure everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of real data sets and tokenizers")
+    parser.add_argument("--num-workers", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    data = arguments.data.resolve()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        result = measure(data, Path(folder), arguments.num_workers, arguments.repeats)
+        result["trl"] = trl_preparation(data, arguments.num_workers)
+        result["command_seconds"] = whole_command(data, Path(folder), arguments.num_workers)
+    trl = result["trl"]["tokens_per_second"]
+    result["ratio_to_trl"] = round(result["tokens_per_second_fast"] / trl, 2)
+    result["ratio_to_trl_tokenizers"] = round(result["tokens_per_second"] / trl, 2)
+    print(json.dumps(result))
+    return 0
+
+
+def recipe_of(data: Path, seq_len: int) -> dict[str, Any]:
+    """The recipe that is prepared."""
+    source = {"name": "alpaca", "path": str(data / "text/en/alpaca_52k.json"), "form": "alpaca"}
+    tokenizer = str(data / "tokenizers/qwen3")
+    return {"tokenizer": tokenizer, "chat_template": "chatml", "seq_len": seq_len, "sources": [source]}
+
+
+def measure(data: Path, folder: Path, num_workers: int, repeats: int) -> dict[str, Any]:
+    """Our rates and the raw one, in turn, so that a machine whose speed drifts is the same to all."""
+    from data_prep.pool import start_server
+
+    start_server()
+    backend, texts = rendered_texts(data, folder)
+    rates: dict[str, list[float]] = {"raw": [], "tokenizers": [], "auto": []}
+    efficiency = {}
+    for repeat in range(repeats):
+        rates["raw"].append(raw_rate(backend, texts))
+        for encoder in ("tokenizers", "auto"):
+            output = folder / f"{encoder}-{repeat}"
+            rate, efficiency["4096"] = staged_rate(data, output, 4096, num_workers, encoder)
+            rates[encoder].append(rate)
+    rates["raw"].append(raw_rate(backend, texts))
+    for seq_len in SEQ_LENS:
+        if str(seq_len) not in efficiency:
+            efficiency[str(seq_len)] = staged_rate(data, folder / str(seq_len), seq_len, num_workers, "auto")[1]
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        "num_workers": num_workers,
+        "rows": len(texts),
+        "share_of_raw": round(middle["tokenizers"] / middle["raw"], 3),
+        "share_of_raw_fast": round(middle["auto"] / middle["raw"], 3),
+        "efficiency": dict(sorted(efficiency.items(), key=lambda item: int(item[0]))),
+        "raw_tokens_per_second": round(middle["raw"]),
+        "tokens_per_second": round(middle["tokenizers"]),
+        "tokens_per_second_fast": round(middle["auto"]),
+        "all_rates": {name: [round(value) for value in values] for name, values in rates.items()},
+        "profile": {
+            encoder: profile(data, folder / f"profile-{encoder}", encoder) for encoder in ("tokenizers", "auto")
+        },
+    }
+
+
+def rendered_texts(data: Path, folder: Path) -> tuple[Any, list[str]]:
+    """The tokenizer of `tokenizers`, and every row as ChatML."""
+    from data_prep.readers import read_slice
+    from data_prep.tokenize_stage import _convert
+
+    job = open_job(data, folder / "texts", 4096)
+    source = job.recipe.sources[0]
+    texts = []
+    for part in job.parts:
+        for raw in read_slice(source, part.slice):
+            conversation = _convert(raw, source, job.recipe)
+            if not isinstance(conversation, Exception):
+                texts.append(job.renderer._render_text(conversation)[0])
+    return job.renderer.encoder.backend, texts
+
+
+def open_job(data: Path, output: Path, seq_len: int) -> Any:
+    """What `prepare` does before the first stage."""
+    from data_prep.job import open_job
+    from data_prep.recipe import load_recipe
+
+    output.mkdir(parents=True)
+    path = output.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(recipe_of(data, seq_len)), encoding="utf-8")
+    return open_job(load_recipe(path), output)
+
+
+def raw_rate(backend: Any, texts: list[str]) -> float:
+    """Tokens per second of encode_batch, on all cores."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    started = time.perf_counter()
+    encodings = backend.encode_batch(texts, add_special_tokens=False)
+    seconds = time.perf_counter() - started
+    return sum(len(encoding.ids) for encoding in encodings) / seconds
+
+
+def staged_rate(data: Path, output: Path, seq_len: int, num_workers: int, encoder: str) -> tuple[float, float]:
+    """Tokens per second of the three stages, their processes' start included, and the efficiency of packing."""
+    from data_prep import prepare
+
+    job = open_job(data, output, seq_len)
+    if encoder == "auto":
+        prepare._use_fast_encoder(job)
+        assert "tiktoken" in job.renderer.encoder.name, job.renderer.encoder.name
+    started = time.perf_counter()
+    prepare._tokenize(job, num_workers, (0, 1), "tokenizers")  # which leaves the renderer's encoder as it is
+    prepare._plan(job)
+    prepare._pack(job, num_workers, (0, 1))
+    seconds = time.perf_counter() - started
+    splits = job.summary()["splits"]
+    return sum(split["tokens"] for split in splits.values()) / seconds, splits["train"]["efficiency"]
+
+
+def profile(data: Path, output: Path, encoder: str) -> dict[str, float]:
+    """CPU seconds of each step for the first part, step by step, in this process."""
+    from data_prep import prepare
+    from data_prep.conversation import Conversation
+    from data_prep.languages import detect_conversation
+    from data_prep.parts import PartWriter
+    from data_prep.readers import read_slice
+    from data_prep.task_types import classify
+    from data_prep.tokenize_stage import _convert, _take
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    job = open_job(data, output, 4096)
+    if encoder == "auto":
+        prepare._use_fast_encoder(job)
+    part, recipe, renderer = job.parts[0], job.recipe, job.renderer
+    source, seconds = recipe.sources[0], {}
+
+    def step(name: str, work: Callable[[], Any]) -> Any:
+        started = time.process_time()
+        result = work()
+        seconds[name] = round(time.process_time() - started, 3)
+        return result
+
+    rows = step("read", lambda: list(read_slice(source, part.slice)))
+    converted = step("convert", lambda: [_convert(raw, source, recipe) for raw in rows])
+    pairs = [(raw, c) for raw, c in zip(rows, converted, strict=True) if isinstance(c, Conversation)]
+    conversations = [c for _, c in pairs]
+    step("look for control tokens", lambda: [renderer._control.spelled_in(c) for c in conversations])
+    rendered = step("render", lambda: [renderer._render_text(c) for c in conversations])
+    tokens = step("encode", lambda: renderer.encoder.encode_batch([text for text, _ in rendered]))
+    label = renderer._labelled
+    examples = step("label", lambda: [label(t, e, s) for (t, s), e in zip(rendered, tokens, strict=True)])
+    step("task type", lambda: [classify(c) for c in conversations])
+    step("language", lambda: [detect_conversation(c) for c in conversations])
+    step("content hash", lambda: [c.content_hash() for c in conversations])
+    writer = PartWriter(renderer.encoder.name)
+    triples = [(raw, c, e) for (raw, c), e in zip(pairs, examples, strict=True)]
+    step("the three and the rest", lambda: [_take(*triple, recipe, renderer, writer) for triple in triples])
+    step("write", lambda: writer.write(part))
+    return seconds
+
+
+def trl_preparation(data: Path, num_workers: int) -> dict[str, float]:
+    """TRL's own preparation of the same rows: a process of its own, in which SFTTrainer is made."""
+    command = [sys.executable, "-m", "tests.benchmarks.trl_preparation", str(data), str(num_workers)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def whole_command(data: Path, folder: Path, num_workers: int) -> dict[str, float]:
+    """Seconds of `python -m data_prep.prepare`, by encoder."""
+    path = folder / "whole.yaml"
+    path.write_text(yaml.safe_dump(recipe_of(data, 4096)), encoding="utf-8")
+    seconds = {}
+    for encoder in ("tokenizers", "auto"):
+        command = [sys.executable, "-m", "data_prep.prepare", "--recipe", str(path), "--encoder", encoder]
+        command += ["--output", str(folder / f"whole-{encoder}"), "--num-workers", str(num_workers)]
+        started = time.perf_counter()
+        subprocess.run(command, check=True, stdout=sys.stderr, cwd=ROOT)
+        seconds[encoder] = round(time.perf_counter() - started, 2)
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())
