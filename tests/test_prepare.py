@@ -318,3 +318,26 @@ def test_a_complete_directory_is_known_without_reading_its_inputs(recipe_file, t
     (tmp_path / "qa.jsonl").write_text("{}\n")
     assert run(recipe_file, tmp_path / "out") == 2
     assert "made from another recipe, other input files" in capsys.readouterr().err
+
+
+def test_either_encoder_gives_the_same_bytes_and_the_manifest_says_which_ran(recipe_file, tmp_path, capsys):
+    fast, plain = tmp_path / "fast", tmp_path / "plain"
+    assert run(recipe_file, fast) == 0
+    assert "encoder: tiktoken" in capsys.readouterr().out
+    arguments = ["--recipe", str(recipe_file), "--output", str(plain), "--num-workers", "2"]
+    assert prepare.main([*arguments, "--encoder", "tokenizers"]) == 0
+    found = {folder: all_bytes(folder) for folder in (fast, plain)}
+    encoders = {folder: json.loads(files.pop(MANIFEST))["encoders"] for folder, files in found.items()}
+    assert encoders[fast][0].startswith("tiktoken")
+    assert encoders[plain][0].startswith("tokenizers")
+    assert {**found[fast], "report.html": b"", "report.json": b""} == {
+        **found[plain],
+        "report.html": b"",
+        "report.json": b"",
+    }
+
+
+def test_without_the_faster_encoder_it_says_why(recipe_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("data_prep.fast_encoder.build", lambda tokenizer: "tiktoken is not installed")
+    assert run(recipe_file, tmp_path / "out") == 0
+    assert "as the faster encoder cannot be used: tiktoken is not installed" in capsys.readouterr().out
