@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_prep.parts import Part
+from data_prep.plan_stage import PLACE_COLUMNS
 from data_prep.recipe import Recipe
 from data_prep.shards import to_json, write_atomically, write_shard
+
+_PART, _POSITION, _SOURCE, _LENGTH = range(PLACE_COLUMNS)
+_TOKENS_PER_GROUP = 1 << 24  # gathered at once: 128 MiB of ids and labels, and one row
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,50 +57,51 @@ def write_task(task: ShardTask, where: tuple[list[Part], Path, Path]) -> None:
         where: the parts, the plan's folder, the shard directory.
     """
     parts, work, output = where
-    arrays = load_plan(work / "plan.npz")
-    uses, starts = arrays[f"{task.split}_uses"], arrays[f"{task.split}_starts"]
-    rows = [
-        _packed_row(uses[starts[row] : starts[row + 1]], arrays, parts) for row in range(task.first_row, task.end_row)
-    ]
+    starts = np.load(work / f"{task.split}-starts.npy", mmap_mode="r")[task.first_row : task.end_row + 1]
+    places = np.load(work / f"{task.split}-places.npy", mmap_mode="r")[starts[0] : starts[-1]]
+    rows = _packed_rows(np.array(places), np.array(starts) - starts[0], parts)
     entry = {"file": task.file, **write_shard(output / task.file, rows)}
     write_atomically(task.marker(work), to_json(entry))
 
 
-def _packed_row(documents: np.ndarray, arrays: dict[str, np.ndarray], parts: list[Part]) -> dict[str, np.ndarray]:
-    ids, labels = [], []
-    for document in documents:
-        part = open_part(parts[arrays["part"][document]].file(".arrow"))
-        at = arrays["in_part"][document]
-        start, end = part.offsets[at], part.offsets[at + 1]
-        ids.append(part.input_ids[start:end])
-        labels.append(part.labels[start:end])
-    return {
-        "input_ids": np.concatenate(ids),
-        "labels": np.concatenate(labels),
-        "seq_lengths": np.array([i.size for i in ids], dtype=np.int32),
-        "sources": arrays["source"][documents].astype(np.int32),
-    }
+def _packed_rows(places: np.ndarray, starts: np.ndarray, parts: list[Part]) -> Iterator[dict[str, np.ndarray]]:
+    """The rows in order. Each part is opened once for a group of rows, and let go of: memory does not grow with them.
+
+    Args:
+        places: (documents, PLACE_COLUMNS) of the rows' documents.
+        starts: (rows + 1,) each row's first document.
+    """
+    tokens = np.concatenate([[0], np.cumsum(places[:, _LENGTH], dtype=np.int64)])
+    group_of_row = tokens[starts[:-1]] // _TOKENS_PER_GROUP
+    for rows in np.split(np.arange(group_of_row.size), np.flatnonzero(np.diff(group_of_row)) + 1):
+        first = starts[rows[0]]
+        ids, labels = _gather(places[first : starts[rows[-1] + 1]], parts)
+        for row in rows:
+            documents = slice(starts[row], starts[row + 1])
+            here = slice(tokens[starts[row]] - tokens[first], tokens[starts[row + 1]] - tokens[first])
+            lengths, sources = places[documents, _LENGTH], places[documents, _SOURCE]
+            yield {"input_ids": ids[here], "labels": labels[here], "seq_lengths": lengths, "sources": sources}
 
 
-@lru_cache(maxsize=1)
-def load_plan(path: Path) -> dict[str, np.ndarray]:
-    """The plan's arrays, read once per process."""
-    with np.load(path) as arrays:
-        return dict(arrays)
+def _gather(places: np.ndarray, parts: list[Part]) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens,) int32 ids and labels of the documents, one after the other."""
+    ends = np.cumsum(places[:, _LENGTH], dtype=np.int64)
+    ids, labels = np.empty(ends[-1], dtype=np.int32), np.empty(ends[-1], dtype=np.int32)
+    order = np.lexsort((places[:, _POSITION], places[:, _PART]))
+    for documents in np.split(order, np.flatnonzero(np.diff(places[order, _PART])) + 1):
+        part_ids, part_labels, offsets = _open_part(parts[places[documents[0], _PART]].file(".arrow"))
+        for document in documents:
+            position, end = places[document, _POSITION], ends[document]
+            own = slice(offsets[position], offsets[position + 1])
+            here = slice(end - places[document, _LENGTH], end)
+            ids[here], labels[here] = part_ids[own], part_labels[own]
+    return ids, labels
 
 
-@dataclass(frozen=True, slots=True)
-class _OpenPart:
-    input_ids: np.ndarray
-    labels: np.ndarray
-    offsets: np.ndarray
-
-
-@lru_cache(maxsize=4096)
-def open_part(path: Path) -> _OpenPart:
-    """A part's token arrays, memory-mapped: pages are shared by all workers and read when touched."""
+def _open_part(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A part's ids and labels, and each document's first token in them; memory-mapped until they are let go of."""
     import pyarrow as pa
 
     batch = pa.ipc.open_stream(pa.memory_map(str(path))).read_next_batch()
     ids, labels = batch.column("input_ids"), batch.column("labels")
-    return _OpenPart(ids.values.to_numpy(), labels.values.to_numpy(), ids.offsets.to_numpy())
+    return ids.values.to_numpy(), labels.values.to_numpy(), ids.offsets.to_numpy()

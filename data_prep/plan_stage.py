@@ -21,6 +21,9 @@ _INDEXED = ("length", "trained", "content", "row", "task_type")  # what the part
 _SPLIT_CODES = {"train": TRAIN, "eval": EVAL}
 
 
+PLACE_COLUMNS = 4  # of the places of a split's documents: number of the part, position in it, source, length
+
+
 @dataclass(frozen=True, slots=True)
 class SplitPlan:
     """The packed rows of one split: row r holds document uses[starts[r]:starts[r + 1]]."""
@@ -55,7 +58,9 @@ def load_documents(parts: list[Part], recipe: Recipe) -> tuple[Documents, np.nda
 
 
 def plan(parts: list[Part], recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Make the plan and write it: plan.npz, dropped duplicates and plan.json, the latter last.
+    """Make the plan and write it: for the report plan.npz (source, split, copies, by document); for packing
+    SPLIT-places.npy ((uses, PLACE_COLUMNS) int32, row after row) and SPLIT-starts.npy ((rows + 1,) int64), of which a
+    worker maps what its shard needs; dropped duplicates; plan.json last.
 
     Raises:
         ValueError: no document is left to train on.
@@ -67,17 +72,20 @@ def plan(parts: list[Part], recipe: Recipe, folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"no document is left to train on: {_losses(parts)}. The dropped rows lie in {parts[0].folder}"
         )
-    arrays: dict[str, np.ndarray] = {"part": part_of, "in_part": _position_in_part(part_of), "source": documents.source}
-    arrays |= {"split": mixture.split, "copies": mixture.copies}  # for the report
+    folder.mkdir(parents=True, exist_ok=True)
+    position = _position_in_part(part_of)
     splits = {}
     for name in SPLITS:
         split = _pack_split(documents, mixture, recipe, _SPLIT_CODES[name])
-        arrays[f"{name}_uses"], arrays[f"{name}_starts"] = split.uses, split.starts
+        places = np.empty((split.uses.size, PLACE_COLUMNS), dtype=np.int32)
+        for column, values in enumerate((part_of, position, documents.source, documents.length)):
+            places[:, column] = values[split.uses]
+        _save(folder / f"{name}-places.npy", places)
+        _save(folder / f"{name}-starts.npy", split.starts)
         splits[name] = _split_counts(split, documents, recipe)
-    folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomically(folder / "plan.npz", buffer.getvalue())
+    np.savez(buffer, source=documents.source, split=mixture.split, copies=mixture.copies)
+    write_atomically(folder / "plan.npz", buffer.getbuffer())
     write_atomically(folder / "duplicates.jsonl", _duplicate_lines(documents, mixture, row_of, recipe))
     summary = {
         "splits": splits,
@@ -87,6 +95,12 @@ def plan(parts: list[Part], recipe: Recipe, folder: Path) -> dict[str, Any]:
     }
     write_atomically(folder / "plan.json", to_json(summary))
     return summary
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomically(path, buffer.getbuffer())
 
 
 def _pack_split(documents: Documents, mixture: Mixture, recipe: Recipe, code: int) -> SplitPlan:
@@ -131,7 +145,7 @@ def _split_counts(split: SplitPlan, documents: Documents, recipe: Recipe) -> dic
 
 def _position_in_part(part_of: np.ndarray) -> np.ndarray:
     first = np.searchsorted(part_of, part_of, side="left")  # parts come in ascending order
-    return np.arange(part_of.size) - first
+    return (np.arange(part_of.size) - first).astype(np.int32)
 
 
 def _source_counts(documents: Documents, mixture: Mixture, parts: list[Part], recipe: Recipe) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ from data_prep.tables import TABLE_FORMATS, count_rows, read_rows
 __all__ = ["TEXT_FORMATS", "RawRow", "Slice", "read_slice", "slice_source", "source_files", "source_identity"]
 
 TEXT_FORMATS = frozenset({"json", "jsonl", *DELIMITERS})
+_SLICE_BYTES = 1 << 26  # after which a slice of long rows ends, since its tokens are held in memory
 _MAX_ROW = 1 << 24  # bytes; a longer "row" is a lost newline or quote, and its values could fill the memory
 
 
@@ -61,7 +62,8 @@ class RawRow:
 
 
 def slice_source(source: Source, rows_per_slice: int) -> list[Slice]:
-    """Cut a source, or its first `source.first` rows, into slices of `rows_per_slice` rows (fewer at a file's end).
+    """Cut a source, or its first `source.first` rows, into slices of `rows_per_slice` rows (fewer at a file's end, and
+    where they are long).
 
     An encoding that had to be detected is reported on stderr, once.
 
@@ -148,7 +150,7 @@ def _row_ranges(num_rows: int, rows_per_slice: int) -> list[Piece]:
 def _grouped(found: Iterator[Span], rows_per_slice: int) -> Iterator[Piece]:
     for first in found:
         last, count = first, 1
-        for span in islice(found, rows_per_slice - 1):
+        while count < rows_per_slice and last[1] - first[0] < _SLICE_BYTES and (span := next(found, None)):
             last, count = span, count + 1
         yield first[0], last[1], count, first[2]
 

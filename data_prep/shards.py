@@ -19,9 +19,11 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,10 +39,16 @@ ROWS_PER_BATCH = 256  # rows of one Arrow record batch: what a reader maps at on
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write under a temporary name, flush to disk, rename: a reader finds the whole file or none."""
+    with _written_atomically(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def _written_atomically(path: Path) -> Iterator[BinaryIO]:
     # The tasks of a job array may write the same file from several nodes, where process numbers repeat.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -61,11 +69,11 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def write_shard(path: Path, rows: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
-    """Write one shard atomically.
+def write_shard(path: Path, rows: Iterable[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Write one shard atomically, one record batch after the other.
 
     Args:
-        rows: packed rows: COLUMNS -> (n,) int32 arrays.
+        rows: packed rows: COLUMNS -> (n,) int32 arrays; at most ROWS_PER_BATCH of them are held.
 
     Returns:
         The manifest's entry of the shard: rows, tokens, max_token_id, bytes, sha256.
@@ -73,17 +81,37 @@ def write_shard(path: Path, rows: Sequence[dict[str, np.ndarray]]) -> dict[str, 
     import pyarrow as pa
 
     schema = pa.schema([(name, pa.list_(pa.int32())) for name in COLUMNS])
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as writer:
-        for start in range(0, len(rows), ROWS_PER_BATCH):
-            writer.write_batch(_record_batch(rows[start : start + ROWS_PER_BATCH], schema))
-    data = memoryview(sink.getvalue())
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, data)
-    tokens = sum(int(row["seq_lengths"].sum()) for row in rows)
-    largest = max(int(row["input_ids"].max()) for row in rows)
-    digest = hashlib.sha256(data).hexdigest()
-    return {"rows": len(rows), "tokens": tokens, "max_token_id": largest, "bytes": len(data), "sha256": digest}
+    count, tokens, largest, left = 0, 0, 0, iter(rows)
+    with _written_atomically(path) as file:
+        hashed = _HashedFile(file)
+        with pa.ipc.new_stream(hashed, schema) as writer:
+            while batch := list(islice(left, ROWS_PER_BATCH)):
+                writer.write_batch(_record_batch(batch, schema))
+                count += len(batch)
+                tokens += sum(int(row["seq_lengths"].sum()) for row in batch)
+                largest = max(largest, *(int(row["input_ids"].max()) for row in batch))
+    digest = hashed.digest.hexdigest()
+    return {"rows": count, "tokens": tokens, "max_token_id": largest, "bytes": hashed.size, "sha256": digest}
+
+
+class _HashedFile:
+    """A file to write, as pyarrow wants it, that knows the size and the hash of what went through."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _record_batch(rows: Sequence[dict[str, np.ndarray]], schema: pa.Schema) -> pa.RecordBatch:
