@@ -21,8 +21,9 @@ Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 Count = Annotated[int, Field(gt=0, lt=2**53)]
 Weight = Annotated[float, Field(ge=1e-6, le=1e6)]
 Location = Annotated[str, Field(max_length=4096)]
-Times = Annotated[float, Field(gt=0.0, le=10_000.0)]
-Repeats = Annotated[float, Field(ge=1.0, le=10_000.0)]
+MOST_PASSES = 10_000
+Times = Annotated[float, Field(gt=0.0, le=MOST_PASSES)]
+Repeats = Annotated[float, Field(ge=1.0, le=MOST_PASSES)]
 
 # The columns each form reads, by the name our code uses for them, with the column's usual name in the data. A recipe
 # renames them with `columns: {instruction: my_column}`.

@@ -58,12 +58,7 @@ def check_columns(source: Source, rows: Sequence[RawRow]) -> None:
     """
     if not rows:
         return
-    if not any(isinstance(row.value, dict) for row in rows):
-        raise ValueError(
-            f"source {source.name!r}: none of its first {len(rows)} rows, from {rows[0].where} on, is a JSON object; "
-            f"{rows[0].value}\n  expected one array of objects (JSON), or one object per line (JSONL); for a table, "
-            "name the file .csv or .tsv, or state `format: csv` or `format: tsv`"
-        )
+    _refuse_unreadable(source, rows)
     found = list(dict.fromkeys(name for row in rows if isinstance(row.value, dict) for name in row.value))
     required = _required(source.form)
     for key in [*required, *source.columns]:
@@ -76,10 +71,11 @@ def resolve_form(source: Source, rows: Sequence[RawRow]) -> Source:
     """The source with its form, recognised by the columns of its first rows where the recipe says `auto`.
 
     Raises:
-        ValueError: no form fits the columns found.
+        ValueError: no row is a JSON object, or no form fits the columns found.
     """
     if source.form != "auto" or not rows:
         return source
+    _refuse_unreadable(source, rows)
     found = list(dict.fromkeys(name for row in rows if isinstance(row.value, dict) for name in row.value))
     for form, wanted in _AUTO:
         columns = {key: next((c for c in usual if c in found), None) for key, usual in wanted.items()}
@@ -87,9 +83,18 @@ def resolve_form(source: Source, rows: Sequence[RawRow]) -> Source:
             mapped = {key: c for key, c in columns.items() if c and c != FORM_COLUMNS[form][key]}
             return source.model_copy(update={"form": form, "columns": mapped})
     raise ValueError(
-        f"source {source.name!r}: form auto fits none of the columns found: {names(found)}. Say which `form` it is "
-        f"({', '.join(form for form in FORM_COLUMNS if form != 'auto')}) and map its `columns`"
+        f"source {source.name!r}, from {rows[0].where} on: form auto fits none of the columns found: {names(found)}. "
+        f"Say which `form` it is ({', '.join(form for form in FORM_COLUMNS if form != 'auto')}) and map its `columns`"
     )
+
+
+def _refuse_unreadable(source: Source, rows: Sequence[RawRow]) -> None:
+    if not any(isinstance(row.value, dict) for row in rows):
+        raise ValueError(
+            f"source {source.name!r}: none of its first {len(rows)} rows, from {rows[0].where} on, is a JSON object; "
+            f"{rows[0].value}\n  expected one array of objects (JSON), or one object per line (JSONL); for a table, "
+            "name the file .csv or .tsv, or state `format: csv` or `format: tsv`"
+        )
 
 
 # Forms.

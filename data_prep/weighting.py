@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_prep.recipe import Recipe, Source
+from data_prep.recipe import MOST_PASSES, Recipe, Source
 
 if TYPE_CHECKING:
     from data_prep.mixing import Documents
@@ -47,11 +47,16 @@ def assign_copies(
         (documents,) int32 copies, 0 outside of `train`; sentences for the user.
 
     Raises:
-        ValueError: a source with a weight has no training document.
+        ValueError: a source with a weight has no training document, or the budget asks for absurdly many passes.
     """
     amount = amounts(documents, recipe)
     groups = [_groups(i, s, documents, recipe, rank, train, amount) for i, s in enumerate(recipe.sources)]
-    passes, notes = _passes(groups, documents, recipe, amount)
+    passes, notes = _passes(groups, documents, recipe, amount) if any(groups) else (np.zeros(len(groups)), [])
+    if (passes > MOST_PASSES).any():
+        raise ValueError(
+            f"the mixture would use the rows of a source {passes.max():,.0f} times each; at most {MOST_PASSES:,} times "
+            "make sense: lower `total_tokens` or `total_epochs`, or give the source more rows"
+        )
     copies = np.zeros(len(documents), dtype=np.int32)
     for mine, number in zip(groups, passes, strict=True):
         for group in mine:

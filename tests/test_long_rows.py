@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import yaml
@@ -95,6 +96,34 @@ def test_split_loses_no_exchange_that_fits(renderer, words, seq_len, system):
         alone = renderer.render([Conversation((*start, question, answer), "s", 0)])[0]
         found = sum(f"answer {i}{' word' * count}<|im_end|>" in text for text in trained)
         assert found == (alone.input_ids.size <= seq_len)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(0, 40)), min_size=1, max_size=6),
+    st.integers(30, 160),
+    st.booleans(),
+)
+def test_pieces_hold_each_exchange_at_most_once_in_order(renderer, shape, seq_len, system):
+    """Also where a question or an answer is several messages long."""
+    messages = [SYSTEM] if system else []
+    for i, (parts, words) in enumerate(shape):
+        messages += [Message("user", f"question {i} part {part}") for part in range(parts)]
+        messages += [Message("assistant", f"answer {i} part {part}" + " word" * words) for part in range(parts)]
+    talk = Conversation(tuple(messages), "s", 0)
+    try:
+        fitted, texts, trained = pieces(renderer, talk, seq_len, "split")
+    except BadRow:
+        return
+    whole = renderer.render([talk])[0].input_ids.size
+    assert fitted.lost_tokens >= 0 and (whole <= seq_len) == (fitted.how is None)
+    turns = [turn for text in texts for turn in re.findall(r"(?:question|answer) \d+ part \d+", text)]
+    order = [m.content.split(" word")[0] for m in messages if m.role != "system"]
+    assert turns == [turn for turn in order if turn in turns] and len(set(turns)) == len(turns)
+    exchanges = {turn.split(" part")[0].split()[1] for turn in turns}
+    assert turns == [turn for turn in order if turn.split(" part")[0].split()[1] in exchanges]  # whole ones
+    assert sum(text.count("Be kind.") for text in texts) == (len(texts) if system else 0)
+    assert "".join(trained).count("<|im_end|>") == sum("answer" in turn for turn in turns)
 
 
 @pytest.mark.parametrize("policy", ["truncate", "split"])

@@ -103,6 +103,36 @@ def test_shares_are_as_asked(weights, sizes, unit, max_repeats):
         assert mine.max() - mine.min() <= 1
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0.1, 10.0), st.integers(20, 200), st.floats(1.0, 4.0)), min_size=1, max_size=4),
+    st.integers(1, 30_000),
+    st.integers(0, 9),
+)
+def test_shares_of_a_budget_are_as_asked_or_as_much_as_repeats_allow(sources, budget, seed):
+    source = np.repeat(np.arange(len(sources)), [size for _, size, _ in sources])
+    lengths = np.random.default_rng(seed).integers(4, 40, source.size)
+    docs = documents(list(range(source.size)), source.tolist(), lengths.tolist())
+    asked = [{"weight": w, "max_repeats": m} for w, _, m in sources]
+    result = mix(docs, recipe(*asked, weight_unit="tokens", total_tokens=budget, seed=seed))
+    total = sum(w for w, _, _ in sources)
+    for i, (weight, _, repeats) in enumerate(sources):
+        mine = result.copies[source == i]
+        most = repeats * docs.length[source == i].sum()
+        wanted = budget * weight / total
+        assert abs((docs.length * result.copies)[source == i].sum() - min(wanted, most)) <= docs.length.max() + 1e-6
+        assert mine.max() - mine.min() <= 1 and mine.max() <= np.ceil(repeats)
+        is_said = any(note.startswith(f"source s{i}: ") for note in result.notes)
+        assert is_said == (wanted > most) or abs(wanted - most) < 1e-6 * most
+
+
+def test_an_absurd_budget_and_no_training_document_are_no_crash():
+    with pytest.raises(ValueError, match=r"rows of a source 1,000,000,000 times each.* lower `total_tokens`"):
+        mix(documents([1], [0]), recipe({}, total_tokens=10**10))
+    result = mix(documents([1], [0]), recipe({}, total_tokens=100, eval_fraction=0.9))
+    assert result.split.tolist() == [EVAL]
+
+
 def test_a_weighted_source_without_documents_is_refused():
     with pytest.raises(ValueError, match=r"\['s1'\] have a weight but no training document"):
         mix(documents([1, 2], [0, 0]), recipe({"weight": 1}, {"weight": 1}))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -19,7 +18,7 @@ from random import Random
 import pytest
 import yaml
 
-from data_prep import prepare
+from data_prep import pool, prepare
 from data_prep.shards import MANIFEST
 from tests.conftest import CORPUS
 
@@ -103,7 +102,9 @@ def prepare_in_own_group(pipe: Connection, recipe: Path, output: Path) -> None:
     """What the command does, in a process group that can be killed as a whole."""
     os.setpgid(0, 0)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    multiprocessing.get_context = lambda _: get_context("fork")  # workers start with the libraries loaded, too
+    # Its workers are forked from it: they start with the libraries loaded, and belong to its group.
+    pool.start_server = prepare.start_server = lambda: None
+    pool.get_context = lambda _: get_context("fork")
     pipe.send("ready")
     sys.exit(prepare.main(["--recipe", str(recipe), "--output", str(output), "--num-workers", "2"]))
 

@@ -81,7 +81,10 @@ def watch(process: subprocess.Popen, output: Path) -> Peaks:
     stage_of = {process.pid: "main"}
     while process.poll() is None:
         is_planned = any(output.glob(".work/plan-*/plan.json"))
-        for pid in [process.pid, *children(process.pid)]:
+        found = [process.pid]
+        with suppress(OSError):  # one may end at any time
+            found += workers(process.pid)
+        for pid in found:
             with suppress(OSError):
                 stage = stage_of.setdefault(pid, "pack" if is_planned else "tokenize")
                 for key, value in memory(pid).items():
@@ -90,10 +93,15 @@ def watch(process: subprocess.Popen, output: Path) -> Peaks:
     return peaks
 
 
+def workers(pid: int) -> list[int]:
+    """Worker processes: children of the server that they are forked from."""
+    servers = [child for child in children(pid) if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [worker for server in servers for worker in children(server)]
+
+
 def children(pid: int) -> list[int]:
-    """Worker processes; not the one that keeps track of semaphores."""
-    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    """Child processes of all threads."""
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
 
 
 def memory(pid: int) -> dict[str, int]:
