@@ -88,9 +88,9 @@ def tiny_tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tiny_tokenizer, tmp_path_factory) -> Callable[..., Path]:
-    """Factory: `tiny_model_dir("llama" | "qwen3" | "gemma3", **config_overrides)` -> folder with a random model
-    (hidden 32, 2 layers, fp32, seed 0, the `tiny_tokenizer` vocabulary) and the tokenizer. Same arguments, same
-    folder: do not write into it."""
+    """Factory: `tiny_model_dir(architecture, **config_overrides)` -> folder with a random model (hidden 32, 2 layers,
+    fp32, seed 0, the `tiny_tokenizer` vocabulary) and the tokenizer; for the architectures see `_tiny_config`. Same
+    arguments, same folder: do not write into it."""
     made: dict[str, Path] = {}
 
     def make(architecture: str, **overrides) -> Path:
@@ -115,7 +115,7 @@ def _save_tiny_model(architecture: str, tokenizer, folder: Path, overrides: dict
 
 
 def _tiny_config(architecture: str, tokenizer, overrides: dict):
-    from transformers import Gemma3TextConfig, LlamaConfig, Qwen3Config
+    from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen3Config, Qwen3MoeConfig
 
     sizes = {
         "vocab_size": len(tokenizer),
@@ -135,11 +135,20 @@ def _tiny_config(architecture: str, tokenizer, overrides: dict):
         "qwen3": {"tie_word_embeddings": True},
         # One sliding and one full layer, with a window short enough for tests to cross.
         "gemma3": {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+        "gemma2": {"sliding_window": 16, "attn_logit_softcapping": 50.0},
+        "mistral": {"sliding_window": 16},
+        "qwen3_moe": {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "router_aux_loss_coef": 0.0,
+        },
     }
     if architecture not in extra:
         raise ValueError(f"tiny_model_dir: unknown architecture {architecture!r}; known: {sorted(extra)}")
-    config_class = {"llama": LlamaConfig, "qwen3": Qwen3Config, "gemma3": Gemma3TextConfig}[architecture]
-    return config_class(**{**sizes, **extra[architecture], **overrides})
+    classes = {"llama": LlamaConfig, "qwen3": Qwen3Config, "gemma3": Gemma3TextConfig, "gemma2": Gemma2Config}
+    classes |= {"mistral": MistralConfig, "qwen3_moe": Qwen3MoeConfig}
+    return classes[architecture](**{**sizes, **extra[architecture], **overrides})
 
 
 @pytest.fixture(scope="session")

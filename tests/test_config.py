@@ -71,7 +71,7 @@ class TestOptionsOfTheLibraries:
 
     def test_no_name_means_two_things(self):
         own = set(known_options()) - set(sft_options()) - set(model_options())
-        assert own == {"data", "expected_world_size", "expected_distributed_type", "resume"}
+        assert own == {"data", "expected_world_size", "expected_distributed_type", "resume", "allow_pickle"}
         assert not set(sft_options()) & set(model_options())
 
     def test_a_library_that_is_not_installed(self):
@@ -310,6 +310,7 @@ class TestRefusals:
             (["--accelerator_config", "x.json"], "accelerator_config: expected a mapping"),
             (["--liger_kernel_config", '{"fused_linear_cross_entropy": true}'], "fused_linear_cross_entropy"),
             (["--gradient_checkpointing", "true", "--activation_checkpointing", "false"], "contradicts"),
+            (["--activation_offloading", "--use_cpu"], "activations are in the CPU's memory already"),
         ],
     )
     def test_refused_combinations(self, flags, words):

@@ -13,6 +13,7 @@ from trl.trainer.utils import add_fused_lm_head
 from tests.training import document_loss
 from train.data import SourceCollator, pad_to_multiple
 from train.evaluation import metrics_by_source, sum_by_source
+from train.varlen import register
 
 LENGTHS = [[5, 40, 17], [33, 1, 24]]  # two packed rows; longer than Gemma's sliding window
 
@@ -41,8 +42,13 @@ def separate(rows):
             start += length
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
+@pytest.fixture(scope="module", autouse=True)
+def varlen():
+    register()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "varlen"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "mistral", "qwen3_moe"])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_logits_and_gradients_equal_separate_documents(architecture, attention, mode, rows, batch, tiny_model_dir):
     def load():

@@ -351,6 +351,15 @@ class TestModel:
         (model / "adapter_config.json").unlink()
         assert "expected config.json" in problems(flags)
 
+    def test_pickled_weights(self, flags, model):
+        (model / "model.safetensors").rename(model / "pytorch_model.bin")
+        assert "are pickled (*.bin), and loading them can run any code" in problems(flags)
+        assert problems(flags, "--allow_pickle") == ""
+
+    def test_layers_that_cannot_be_packed(self, flags, model):
+        write_model(model, model_type="lfm2", layer_types=["conv", "full_attention"])
+        assert "model_type lfm2 has conv" in problems(flags)
+
     def test_documents_longer_than_the_context(self, flags, model, tmp_path):
         write_model(model, max_position_embeddings=7)
         assert "max_position_embeddings is 7, the longest document" in problems(flags)
@@ -414,7 +423,7 @@ class TestModel:
         ("more", "words"),
         [
             (["--attn_implementation", "flash_attention_2"], "flash_attention_2 needs a GPU, but use_cpu is true"),
-            (["--attn_implementation", "flex"], "attn_implementation: attn_implementation 'flex' is not known to keep"),
+            (["--attn_implementation", "flex"], "attn_implementation: 'flex' is not known to keep"),
             (["--use_liger_kernel"], "use_liger_kernel: needs the package liger_kernel"),
             (["--report_to", "mlflow", "wandb"], "report_to mlflow: needs the package mlflow"),
         ],
@@ -426,19 +435,19 @@ class TestModel:
         assert words in problems(flags, *more)
 
     def test_flash_attention_is_not_installed(self, flags, monkeypatch):
-        monkeypatch.setattr("train.model_files._has_distribution", lambda name: False)
+        monkeypatch.setattr("train.attention.has_distribution", lambda name: False)
         gpu = [flag for flag in flags if flag not in CPU]
         found = problems(gpu, "--attn_implementation", "flash_attention_2")
         assert "flash_attention_2 needs flash-attn, which is not installed" in found
-        monkeypatch.setattr("train.model_files._has_distribution", lambda name: name == "flash-attn")
+        monkeypatch.setattr("train.attention.has_distribution", lambda name: name == "flash-attn")
         assert problems(gpu, "--attn_implementation", "flash_attention_2") == ""
 
     def test_an_attention_kernel_from_the_hub_needs_its_package(self, flags, monkeypatch):
         gpu = [flag for flag in flags if flag not in CPU]
-        monkeypatch.setattr("train.model_files._has_distribution", lambda name: False)
+        monkeypatch.setattr("train.attention.has_distribution", lambda name: False)
         found = problems(gpu, "--attn_implementation", "kernels-community/flash-attn2")
         assert "kernels-community/flash-attn2 needs kernels, which is not installed" in found
-        monkeypatch.setattr("train.model_files._has_distribution", lambda name: name == "kernels")
+        monkeypatch.setattr("train.attention.has_distribution", lambda name: name == "kernels")
         assert problems(gpu, "--attn_implementation", "kernels-community/flash-attn2") == ""
         assert problems(gpu, "--attn_implementation", "flash_attention_2") == ""  # transformers takes the kernel then
 

@@ -45,6 +45,10 @@ class OwnOptions:
         "refuse an output_dir that holds checkpoints. Or the folder of the checkpoint to go on from.",
         "auto",
     )
+    allow_pickle: bool = _own(
+        "Also load a model whose weights are pickled files (*.bin): loading one can run any code its author put there.",
+        False,
+    )
 
 
 # What packed rows need, whatever the libraries' defaults are; `train.refusals` refuses any other value.

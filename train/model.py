@@ -2,45 +2,62 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
-# Attention implementations that keep packed documents apart: flash attention by cu_seq_lens, the others by the
-# block-diagonal mask that transformers makes from position_ids.
-ISOLATING = ("flash_attention_2", "flash_attention_3", "flash_attention_4", "sdpa", "eager", "flex_attention")
+from train import attention
 
 
-def choose_attention(asked: str | None, use_cpu: bool) -> tuple[str, str]:
-    """The attention implementation and why.
+def prepare_model_arguments(
+    model_config: Any, args: Any, asked_dtype: str | None, seq_len: int, *, allow_pickle: bool = False
+) -> str:
+    """Set `args.model_init_kwargs` as TRL's own script does; the attention implementation with its reason.
+
+    Args:
+        asked_dtype: the run config's `dtype`, if given.
+        seq_len: most tokens of a packed row.
+        allow_pickle: load pickled weights where there are no others.
 
     Raises:
-        ValueError: one that is not known to keep packed documents apart.
+        ValueError: the attention asked for does not work here, the model's layers cannot be packed, or the GPU has no
+            bf16.
     """
-    if asked is not None:
-        if asked.split("|")[-1] not in ISOLATING and not asked.startswith("kernels-community/"):
-            raise ValueError(
-                f"attn_implementation {asked!r} is not known to keep packed documents apart; those that do: {ISOLATING}"
-            )
-        return asked, "asked for"
+    kwargs = {**(args.model_init_kwargs or {}), "revision": model_config.model_revision}
+    setting = _attention_setting(model_config, args, kwargs, seq_len)
+    name, reason = attention.choose(model_config.attn_implementation, setting)
+    if name == attention.VARLEN:
+        from train.varlen import register
+
+        register()
+    args.model_init_kwargs = {**kwargs, "attn_implementation": name, "dtype": asked_dtype or model_config.dtype}
+    if not allow_pickle:
+        args.model_init_kwargs["use_safetensors"] = True
+    return f"{name} ({reason})"
+
+
+def _attention_setting(model_config: Any, args: Any, kwargs: dict[str, Any], seq_len: int) -> attention.Setting:
     import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    if use_cpu or not torch.cuda.is_available():
-        return "sdpa", "no GPU"
-    if find_spec("flash_attn") is not None:
-        return "flash_attention_2", "flash-attn is installed"
-    return "sdpa", "flash-attn is not installed; the block-diagonal mask needs memory of seq_len x seq_len per row"
-
-
-def prepare_model_arguments(model_config: Any, args: Any, asked_dtype: str | None) -> str:
-    """Set `args.model_init_kwargs` as TRL's own script does; the attention implementation with its reason."""
-    attention, reason = choose_attention(model_config.attn_implementation, args.use_cpu)
-    args.model_init_kwargs = {
-        **(args.model_init_kwargs or {}),
-        "revision": model_config.model_revision,
-        "attn_implementation": attention,
-        "dtype": asked_dtype or model_config.dtype,
-    }
-    return f"{attention} ({reason})"
+    loadable = {key: value for key, value in kwargs.items() if key != "device_map"}
+    config = AutoConfig.from_pretrained(
+        model_config.model_name_or_path, trust_remote_code=args.trust_remote_code, **loadable
+    )
+    text = config.get_text_config()
+    layers = {"model_type": text.model_type, "layer_types": getattr(text, "layer_types", None)}
+    for problem in attention.problems_of_layers(layers):
+        raise ValueError(f"{model_config.model_name_or_path}: {problem}")
+    on_gpu = torch.cuda.is_available() and not args.use_cpu
+    capability = torch.cuda.get_device_capability() if on_gpu else (0, 0)
+    if on_gpu and args.bf16 and capability < (8, 0):  # torch would emulate it, many times slower
+        raise ValueError(f"bf16: this GPU has compute capability {capability}, bf16 needs 8.0: write fp16: true")
+    return attention.Setting(
+        use_cpu=not on_gpu,
+        half=bool(args.bf16 or args.fp16),
+        batch_tokens=seq_len * max(args.per_device_train_batch_size, args.per_device_eval_batch_size),
+        model_class=AutoModelForCausalLM._model_mapping.get(type(config), None),
+        config=text,
+        capability=capability,
+    )
 
 
 def check_vocabulary(model: Any, manifest: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -12,14 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.shards import SPLITS, TOKENIZER_DIR, shard_files
+from train.attention import problems_of_layers, problems_of_name
 from train.config import RunConfig
-from train.model import choose_attention
 
-_FLASH_PACKAGES = {
-    "flash_attention_2": "flash-attn",
-    "flash_attention_3": "flash-attn-3",
-    "flash_attention_4": "flash-attn-4",
-}
 _BITSANDBYTES = ("8bit", "paged_", "bnb", "lion", "ademamix")  # in the names of its optimizers
 # Of the shards' tokens, the share that the model's tokenizer must have at the same ids. A tokenizer that only adds
 # tokens stays above it; one of another family falls far below.
@@ -46,7 +40,7 @@ def _may_be_hub_id(model: str) -> bool:
 
 def check_model(config: RunConfig, manifest: dict[str, Any] | None) -> Iterator[str]:
     """What is wrong with the model, by itself and (given a manifest) for these shards."""
-    yield from _check_attention(config)
+    yield from _check_attention(config, manifest)
     yield from _check_packages(config)
     yield from _check_folder(config)
     path = model_file(config, "config.json")
@@ -57,30 +51,21 @@ def check_model(config: RunConfig, manifest: dict[str, Any] | None) -> Iterator[
     except ValueError as error:
         yield str(error)
         return
+    text = settings | (settings.get("text_config") or {})
+    yield from (f"{path}: {problem}" for problem in problems_of_layers(text))
     yield from _check_positions(path, settings, config, manifest)
     yield from _check_vocabulary(path, settings, config, manifest)
 
 
-def _check_attention(config: RunConfig) -> Iterator[str]:
-    asked, use_cpu = config.value("attn_implementation"), bool(config.value("use_cpu"))
-    if asked is None:
-        return
-    try:
-        choose_attention(asked, use_cpu)
-    except ValueError as error:
-        yield f"attn_implementation: {error}"
-    package = "kernels" if "/" in asked else _FLASH_PACKAGES.get(asked.split("|")[-1])
-    if package and use_cpu:
-        yield f"attn_implementation: {asked} needs a GPU, but use_cpu is true: write sdpa, or leave it out"
-    elif package and not _has_distribution(package) and not _has_distribution("kernels"):
-        yield f"attn_implementation: {asked} needs {package}, which is not installed: install it, or leave this out"
-
-
-def _has_distribution(name: str) -> bool:
-    try:
-        return bool(importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return False
+def _check_attention(config: RunConfig, manifest: dict[str, Any] | None) -> Iterator[str]:
+    rows = max(config.value("per_device_train_batch_size"), config.value("per_device_eval_batch_size"))
+    problems = problems_of_name(
+        config.value("attn_implementation"),
+        bool(config.value("use_cpu")),
+        config.precision != "no",
+        rows * manifest["seq_len"] if manifest else None,
+    )
+    yield from (f"attn_implementation: {problem}" for problem in problems)
 
 
 def _check_packages(config: RunConfig) -> Iterator[str]:
@@ -116,6 +101,11 @@ def _check_folder(config: RunConfig) -> Iterator[str]:
         yield f"model_name_or_path: expected config.json in {model}, found none: give the folder of a saved model"
     elif not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
         yield f"model_name_or_path: expected weights (*.safetensors) in {model}, found none: save the model there"
+    elif not any(folder.glob("*.safetensors")) and not config.own.allow_pickle:
+        yield (
+            f"model_name_or_path: the weights in {model} are pickled (*.bin), and loading them can run any code: save "
+            "the model as safetensors, or write allow_pickle: true if you trust its author"
+        )
 
 
 def _check_positions(

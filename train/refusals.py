@@ -136,6 +136,8 @@ def refused_combinations(sft: Mapping[str, Any], model: Mapping[str, Any]) -> It
     """(option, why) for each option that contradicts another one, or does nothing without it."""
     yield from _nested(sft)
     yield from _precision(sft)
+    if sft.get("activation_offloading") and sft.get("use_cpu"):
+        yield "activation_offloading", "True together with use_cpu: activations are in the CPU's memory already"
     yield from _adapters(model)
     for suffix in ("", "_kwargs"):
         old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"

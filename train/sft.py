@@ -135,6 +135,7 @@ def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict
     from trl import get_peft_config, get_quantization_config
 
     from data_prep.shards import TOKENIZER_DIR
+    from train import isolation, neftune
     from train.config import build_model_config
     from train.data import load_split, pad_to_multiple
     from train.model import check_vocabulary, prepare_model_arguments
@@ -149,7 +150,8 @@ def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict
         args.train_sampling_strategy = "sequential"  # the rows lie in the order of the recipe's stages
         log("curriculum: rows are trained in the order of the shards")
     model_config = build_model_config(config)
-    log(f"attention: {prepare_model_arguments(model_config, args, config.model.get('dtype'))}")
+    asked = {"asked_dtype": config.model.get("dtype"), "allow_pickle": config.own.allow_pickle}
+    log(f"attention: {prepare_model_arguments(model_config, args, seq_len=manifest['seq_len'], **asked)}")
     stop = preemption.make_callback()
     trainer = PackedSFTTrainer(
         model=model_config.model_name_or_path,
@@ -167,6 +169,8 @@ def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict
     distributed_type = trainer.accelerator.distributed_type.value
     _check_distributed_type(distributed_type, config)
     check_vocabulary(trainer.model, manifest)
+    trainer.add_callback(isolation.make_callback(trainer, log))
+    trainer.add_callback(neftune.make_callback(trainer))
     rows = manifest["splits"]["train"]["rows"]
     log(
         f"{args.world_size} process(es), {distributed_type}: {rows_per_step(args)} packed rows a "

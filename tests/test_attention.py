@@ -1,0 +1,303 @@
+"""Which attention is chosen and why; `varlen` in generation; the start-up proof, and that it refuses what mixes."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, LlamaConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from trl.trainer.utils import add_fused_lm_head
+
+from train import attention, isolation, varlen
+from train.attention import FLASH, Setting, choose, problems_of_layers, problems_of_name
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    varlen.register()
+
+
+def setting(**changes) -> Setting:
+    """A Llama in bf16 on a Hopper GPU, but for the changes."""
+    flags = ["_supports_flash_attn", "_supports_attention_backend", "_supports_sdpa", "_supports_flex_attn"]
+    given = changes.pop("flags", {})
+    model_class = types.SimpleNamespace(**{flag: given.get(flag, True) for flag in flags})
+    model_class._compatible_flash_implementations = changes.pop("compatible", None)
+    config = LlamaConfig(hidden_size=512, num_attention_heads=4, **changes.pop("config", {}))
+    full = {"use_cpu": False, "half": True, "batch_tokens": 8192, "capability": (9, 0)}
+    return Setting(**{**full, "model_class": model_class, "config": config, **changes})
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Pretend that these packages and no others are installed."""
+
+    def install(*names: str) -> None:
+        monkeypatch.setattr(attention, "has_distribution", lambda name: name in names)
+
+    install()
+    return install
+
+
+ALL = [package for package, _ in FLASH.values()]
+
+
+class TestChoice:
+    @pytest.mark.parametrize(
+        ("packages", "changes", "name"),
+        [
+            (ALL, {}, "flash_attention_3"),
+            (ALL, {"capability": (10, 0)}, "flash_attention_4"),
+            (ALL, {"capability": (8, 0)}, "flash_attention_2"),
+            (ALL, {"compatible": ["flash_attention_4"]}, "flash_attention_4"),
+            (["flash-attn"], {}, "flash_attention_2"),
+            (ALL, {"half": False}, "flex_attention"),  # flash kernels take half precision only
+            (ALL, {"capability": (7, 5)}, "flex_attention"),
+            (ALL, {"use_cpu": True, "half": False}, "varlen"),
+            ([], {}, "varlen"),
+            ([], {"config": {"attention_dropout": 0.1}}, "flex_attention"),
+            ([], {"config": {"head_dim": 260}}, "flex_attention"),
+            ([], {"config": {"head_dim": 100}}, "flex_attention"),
+            ([], {"flags": {"_supports_sdpa": False}}, "flex_attention"),
+            ([], {"flags": {"_supports_attention_backend": False, "_supports_flex_attn": False}}, "sdpa"),
+            ([], {"use_cpu": True, "flags": {"_supports_sdpa": False}}, "eager"),
+        ],
+    )
+    def test_auto(self, installed, packages, changes, name):
+        installed(*packages)
+        chosen, why = choose("auto", setting(**changes))
+        assert chosen == name
+        assert choose(None, setting(**changes)) == (chosen, why)
+        better = attention._PREFERRED[: attention._PREFERRED.index(name)]
+        assert all(f"{other}: " in why for other in better)  # why not what comes before it
+
+    @pytest.mark.parametrize("name", ["flash_attention_2", "varlen", "flex_attention", "sdpa", "eager"])
+    def test_by_name(self, installed, name):
+        installed("flash-attn")
+        assert choose(name, setting())[0] == name
+
+    @pytest.mark.parametrize(
+        ("name", "changes", "reason"),
+        [
+            ("flash_attention_2", {}, "flash-attn is not installed"),
+            ("varlen", {"half": False}, "needs bf16 or fp16"),
+            ("varlen", {"config": {"attention_dropout": 0.1}}, "no dropout"),
+            ("flex_attention", {"use_cpu": True}, "no backward pass on a CPU"),
+            ("sdpa", {"batch_tokens": 100_000}, "would need 27.9 GiB for 100,000 tokens"),
+            ("eager", {"batch_tokens": 32_768}, "eager would need"),
+        ],
+    )
+    def test_by_name_but_not_here(self, installed, name, changes, reason):
+        with pytest.raises(ValueError, match=f"attn_implementation {name}: .*{reason}"):
+            choose(name, setting(**changes))
+
+    def test_a_kernel_from_the_hub_stands_in_for_a_package_asked_for(self, installed):
+        installed("kernels")
+        assert choose("flash_attention_2", setting())[0] == "flash_attention_2"
+        assert choose("auto", setting())[0] == "varlen"  # nothing is downloaded unasked
+
+    def test_quadratic_memory_is_a_warning(self):
+        assert "WARNING: needs 0.75 GiB for 16,384 tokens" in choose("sdpa", setting(batch_tokens=16_384))[1]
+
+    def test_nothing_fits(self, installed):
+        flags = dict.fromkeys(["_supports_sdpa", "_supports_flex_attn"], False)
+        with pytest.raises(ValueError, match="no attention implementation keeps packed documents apart here"):
+            choose("auto", setting(flags=flags, batch_tokens=100_000))
+
+
+class TestWithoutTorch:
+    @pytest.mark.parametrize(
+        ("asked", "use_cpu", "half", "tokens", "words"),
+        [
+            (
+                "flash_attention_2",
+                False,
+                True,
+                None,
+                "needs flash-attn, which is not installed: pip install flash-attn",
+            ),
+            ("flash_attention_3", True, True, None, "needs a GPU"),
+            ("linear", False, True, None, "is not known to keep packed documents apart"),
+            ("varlen", False, False, None, "needs bf16 or fp16"),
+            ("flex_attention", True, False, None, "no backward pass on a CPU"),
+            ("sdpa", False, True, 200_000, "sdpa would need"),
+        ],
+    )
+    def test_a_name_that_cannot_work(self, installed, asked, use_cpu, half, tokens, words):
+        assert words in "".join(problems_of_name(asked, use_cpu, half, tokens))
+
+    def test_half_precision_for_flash(self, installed):
+        installed("flash-attn")
+        assert "needs bf16 or fp16" in "".join(problems_of_name("flash_attention_2", False, False, None))
+
+    @pytest.mark.parametrize("asked", [None, "auto", "varlen", "sdpa", "eager"])
+    def test_names_that_can(self, asked):
+        assert list(problems_of_name(asked, True, False, 8192)) == []
+
+    def test_torch_is_too_old(self, monkeypatch):
+        monkeypatch.setattr(attention.importlib.metadata, "version", lambda name: "2.9.1")
+        assert "needs torch >= 2.10, found 2.9" in "".join(problems_of_name("varlen", False, True, None))
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"]},
+            {"model_type": "lfm2", "layer_types": ["conv", "full_attention"]},
+            {"model_type": "mamba"},
+            {"model_type": "jamba"},
+            {"model_type": "recurrent_gemma", "block_types": ["recurrent", "attention"]},
+            {"model_type": "llama4_text", "layer_types": ["chunked_attention", "full_attention"]},
+        ],
+    )
+    def test_layers_that_carry_a_state_are_refused_by_name(self, settings):
+        assert settings["model_type"] in "".join(problems_of_layers(settings))
+
+    def test_attention_layers_are_not(self):
+        kinds = ["full_attention", "sliding_attention"]
+        assert list(problems_of_layers({"model_type": "gemma3_text", "layer_types": kinds})) == []
+        assert list(problems_of_layers({"model_type": "llama"})) == []
+
+    def test_every_recurrent_model_of_transformers_is_known(self):
+        """Those whose configuration says linear layers only when it is loaded."""
+        from transformers import AutoConfig
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        missed = []
+        for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            try:
+                config = AutoConfig.for_model(kind)
+            except Exception:
+                continue  # needs arguments or a package: its own layer_types decide
+            types = {"linear_attention", "conv", "hybrid"} & set(getattr(config, "layer_types", None) or ())
+            if types and kind not in attention._STATEFUL_MODELS and "layer_types" not in config.to_dict():
+                missed.append(kind)
+        assert missed == []
+
+
+class TestVarlen:
+    def load(self, folder, name: str, **kwargs):
+        return AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation=name, dtype=torch.float32, **kwargs
+        ).eval()
+
+    @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+    def test_generation_and_padding_equal_sdpa(self, architecture, tiny_model_dir):
+        """With a cache, without one, and for a batch with padding on the left, longer than the sliding window."""
+        ids = torch.randint(4, 260, (2, 20), generator=torch.Generator().manual_seed(0))
+        mask = torch.ones_like(ids)
+        mask[0, :7] = 0
+        found = []
+        for name in ("varlen", "sdpa"):
+            model = self.load(tiny_model_dir(architecture), name)
+            kwargs = {"max_new_tokens": 8, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+            with torch.no_grad():
+                one = model.generate(ids[1:], **kwargs)
+                padded = model.generate(ids, attention_mask=mask, **kwargs)
+                found.append([*one.logits, *padded.logits, model(ids, use_cache=False).logits])
+        for got, expected in zip(*found, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+    def test_documents_are_found_by_position_if_their_ends_are_not_given(self, tiny_model_dir):
+        model = self.load(tiny_model_dir("llama"), "varlen")
+        documents = [list(range(4, 24)), list(range(30, 44))]
+        packed = torch.tensor([[*documents[0], *documents[1]]])
+        positions = torch.cat([torch.arange(len(d)) for d in documents])[None]
+        with torch.no_grad():
+            got = model(packed, position_ids=positions, use_cache=False).logits[0]
+            expected = torch.cat([model(torch.tensor([d]), use_cache=False).logits[0] for d in documents])
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+    def test_dropout_drops_within_documents(self, tiny_model_dir):
+        model = self.load(tiny_model_dir("llama"), "varlen", attention_dropout=0.5).train()
+        ids = torch.arange(4, 24)[None]
+        assert not torch.equal(model(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+
+    def test_what_it_cannot_do_is_refused(self, tiny_model_dir):
+        q = torch.zeros(1, 2, 4, 8)
+        for more, words in (
+            ({"softcap": 50.0}, "softcap"),
+            ({"is_causal": False}, "non-causal"),
+            ({"s_aux": q}, "s_aux"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                varlen.varlen_forward(torch.nn.Module(), q, q, q, None, **more)
+        ends = torch.tensor([0, 2, 4], dtype=torch.int32)
+        with pytest.raises(ValueError, match="expected one row of packed documents, found a batch of 2"):
+            varlen.varlen_forward(torch.nn.Module(), *[torch.zeros(2, 2, 4, 8)] * 3, None, cu_seq_lens_q=ends)
+
+
+class TestIsolation:
+    IDS = torch.randint(4, 260, (isolation.TOKENS,), generator=torch.Generator().manual_seed(1)).tolist()
+
+    def load(self, folder, name: str, dtype=torch.float32):
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=name, dtype=dtype).train()
+        add_fused_lm_head(model)
+        return model
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+    @pytest.mark.parametrize("name", ["varlen", "sdpa", "eager"])
+    @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "mistral", "qwen3_moe"])
+    def test_passes(self, architecture, name, dtype, tiny_model_dir):
+        model = self.load(tiny_model_dir(architecture), name, dtype)
+        state = torch.random.get_rng_state()
+        assert "packed and separate differ by" in isolation.check(model, self.IDS, CPU, dtype)
+        assert model.training
+        assert torch.equal(state, torch.random.get_rng_state())  # training goes on as if it had not been
+
+    def test_soft_capped_scores(self, tiny_model_dir):
+        isolation.check(self.load(tiny_model_dir("gemma2"), "eager"), self.IDS, CPU, torch.float32)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+    @pytest.mark.parametrize("broken_layers", [[0, 1], [1]])
+    def test_refuses_attention_that_mixes(self, broken_layers, dtype, tiny_model_dir):
+        """All layers, or one of two, attend over the whole row."""
+
+        def mixing(module, query, key, value, attention_mask, **kwargs):
+            if module.layer_idx in broken_layers:
+                attention_mask = None
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+        AttentionInterface.register("mixing", mixing)
+        AttentionMaskInterface.register("mixing", sdpa_mask)
+        model = self.load(tiny_model_dir("llama"), "mixing", dtype)
+        with pytest.raises(ValueError, match="does not keep packed documents apart"):
+            isolation.check(model, self.IDS, CPU, dtype)
+
+    def test_refuses_convolutions(self):
+        """LFM2: no attention mask cuts a convolution. Should its name not be known, this is what finds it."""
+        from transformers import Lfm2Config
+
+        sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+        config = Lfm2Config(
+            **sizes,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            layer_types=["conv", "full_attention"],
+            conv_L_cache=3,
+        )
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+        model.model.layers[0].conv.conv.weight.data.mul_(30)  # as large as trained ones
+        add_fused_lm_head(model)
+        with pytest.raises(ValueError, match="does not keep packed documents apart"):
+            isolation.check(model, self.IDS, CPU, torch.float32)
+
+    def test_refuses_nan(self, tiny_model_dir):
+        model = self.load(tiny_model_dir("llama"), "sdpa")
+        model.lm_head.weight.data.fill_(float("nan"))
+        with pytest.raises(ValueError, match="does not keep packed documents apart"):
+            isolation.check(model, self.IDS, CPU, torch.float32)
+
+    def test_too_few_tokens(self):
+        assert "not checked" in isolation.check(None, [1, 2, 3], CPU, torch.float32)
+
+    def test_tokens_come_from_the_first_rows(self):
+        rows = Dataset.from_list([{"input_ids": [1, 2, 3]}, {"input_ids": [4, 5]}, {"input_ids": [6]}])
+        assert isolation.first_tokens(rows, 4) == [1, 2, 3, 4]
+        assert isolation.first_tokens(rows, 9) == [1, 2, 3, 4, 5, 6]
+        assert isolation.split(list(range(9))) == [[0, 1, 2], [3, 4, 5, 6], [7, 8]]
