@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.bench_memory [--size-gb 2] [--num-workers 2] [--folder DIR]
 
-JSON lines (English and Korean, 80 to 4,000 characters a row) are generated and prepared with a small word-level
-tokenizer; each process is looked at twice a second. Resident memory counts pages of memory-mapped files too, which the
+JSON lines (English and Korean, 80 to 4,000 characters a row) are generated and prepared with a small tokenizer of their
+own words; each process is looked at twice a second. Resident memory counts pages of memory-mapped files too, which the
 kernel can take back at any time; anonymous memory is what a process holds. The last line is JSON:
 {"size_gb", "rows", "tokens", "seconds", "num_workers", "peak_gib_per_worker", "anonymous_gib_per_worker",
 "stages": {STAGE: {"peak_gib", "anonymous_gib", "private_gib", "pss_gib"}}}, each of the process that has most.
@@ -26,7 +26,7 @@ from typing import Any
 from tests.benchmarks.bench_readers import ROOT, TEXTS, json_line, rows, write_jsonl
 
 SEQ_LEN = 4096
-SPECIAL = ["<unk>", "<|im_start|>", "<|im_end|>"]
+SPECIAL = ["<|im_start|>", "<|im_end|>"]
 GIB = 2**30
 # /proc/PID/smaps_rollup -> ours. Rss is the peak, which the kernel keeps, where /proc/PID/status has it.
 MEASURES = {"Rss": "peak_gib", "Anonymous": "anonymous_gib", "Private": "private_gib", "Pss": "pss_gib"}
@@ -116,15 +116,17 @@ def memory(pid: int) -> dict[str, int]:
 
 
 def write_recipe(folder: Path) -> Path:
-    """The recipe, and its tokenizer: the words of the texts, and unknown ones for the numbers."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    """The recipe, and its tokenizer, trained on the texts: nearly one token per word."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    words = list(dict.fromkeys(word for text in [*TEXTS, "user assistant"] for word in text.split()))
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, "\n", " ", *words])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s"), "isolated")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<|im_end|>")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator([*TEXTS * 10, "system user assistant"] * 2, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     tokenizer.save_pretrained(folder / "tokenizer")
     source = {"name": "rows", "path": str(folder / "rows.jsonl"), "form": "dolly", "columns": {"response": "output"}}
