@@ -110,6 +110,25 @@ def test_the_same_bytes_with_one_and_two_workers(recipe_file, tmp_path):
     assert all_bytes(tmp_path / "one") == all_bytes(tmp_path / "two")
 
 
+def test_the_same_bytes_however_much_is_gathered_and_sliced_at_once(recipe_file, tmp_path, monkeypatch):
+    assert run(recipe_file, tmp_path / "whole") == 0
+    monkeypatch.setattr("data_prep.pack_stage._TOKENS_PER_GROUP", 400)
+    monkeypatch.setattr("data_prep.shards.ROWS_PER_BATCH", 3)
+    monkeypatch.setattr("data_prep.readers._SLICE_BYTES", 1000)
+    assert run(recipe_file, tmp_path / "small") == 0
+    for split in ("train", "eval"):
+        rows = [
+            [{k: v.tolist() for k, v in row.items()} for path in paths for row in read_rows(path)]
+            for paths in (sorted((tmp_path / name / split).glob("*")) for name in ("whole", "small"))
+        ]
+        assert rows[0] == rows[1] and rows[0]
+    found = [read_manifest(tmp_path / name)["splits"]["train"]["shards"] for name in ("whole", "small")]
+    assert [[s["rows"], s["tokens"], s["max_token_id"]] for s in found[0]] == [
+        [s["rows"], s["tokens"], s["max_token_id"]] for s in found[1]
+    ]
+    assert inspect_shards.main([str(tmp_path / "small"), "--rows", "0"]) == 0  # sizes and hashes
+
+
 class Killed(BaseException):
     """Ends the process's work at once, as a kill would: nothing catches it."""
 

@@ -175,6 +175,20 @@ def test_slices_are_plain_values_of_one_file_each(tmp_path):
     assert [row.number for row in rows] == list(range(6))
 
 
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.csv"])
+def test_slices_of_long_rows_end_early(tmp_path, monkeypatch, name):
+    rows = [{"a": "x" * (60 if i % 3 else 5)} for i in range(20)]
+    lines = [row["a"] if name == "x.csv" else json.dumps(row) for row in rows]
+    content = {"x.jsonl": "\n".join(lines), "x.json": f"[{', '.join(lines)}]", "x.csv": "\n".join(["a", *lines])}
+    source = source_of(write(tmp_path / name, content[name]))
+    assert [piece.num_rows for piece in slice_source(source, 8)] == [8, 8, 4]
+    monkeypatch.setattr(readers, "_SLICE_BYTES", 150)
+    slices = slice_source(source, 8)
+    assert sum(piece.num_rows for piece in slices) == 20 and len(slices) > 3
+    assert all(piece.end - piece.start < 150 + 80 for piece in slices)
+    assert values([row for piece in slices for row in read_slice(source, piece)]) == rows
+
+
 @pytest.mark.parametrize("first", [1, 2, 3, 4, 5, 100])
 def test_first_limits_the_rows_over_all_files(tmp_path, first):
     for name in ("a.json", "b.json"):
