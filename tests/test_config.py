@@ -311,6 +311,9 @@ class TestRefusals:
             (["--liger_kernel_config", '{"fused_linear_cross_entropy": true}'], "fused_linear_cross_entropy"),
             (["--gradient_checkpointing", "true", "--activation_checkpointing", "false"], "contradicts"),
             (["--activation_offloading", "--use_cpu"], "activations are in the CPU's memory already"),
+            (["--label_smoothing_factor", "0.1", "--loss_type", "dft"], "does nothing with loss_type: dft"),
+            (["--optim", "adalomo"], "accumulation and clipping do nothing"),
+            (["--optim", "galore_adamw_layerwise"], "accumulation and clipping do nothing"),
         ],
     )
     def test_refused_combinations(self, flags, words):

@@ -122,6 +122,10 @@ class TestLaunchFile:
     def test_precision_outside_deepspeed(self, flags, launch_file):
         file = launch_file(distributed_type="NO", num_processes=1, deepspeed_config=None, mixed_precision="bf16")
         assert "mixed_precision is bf16, the run config says no" in problems(flags, launch=file)
+        file = launch_file(distributed_type="NO", num_processes=1, deepspeed_config=None, mixed_precision="fp8")
+        assert "mixed_precision fp8: bf16: true in the run config would replace it in silence" in problems(
+            flags, launch=file
+        )
         file = launch_file(distributed_type="NO", num_processes=1, deepspeed_config=None, mixed_precision="no")
         assert problems(flags, launch=file) == ""
 
@@ -356,6 +360,13 @@ class TestModel:
         assert "are pickled (*.bin), and loading them can run any code" in problems(flags)
         assert problems(flags, "--allow_pickle") == ""
 
+    def test_label_smoothing_would_drop_the_balancing_loss(self, flags, model):
+        write_model(model, router_aux_loss_coef=0.001)
+        assert problems(flags) == ""
+        smoothing = ["--label_smoothing_factor", "0.1"]
+        assert "(router_aux_loss_coef 0.001) would be left out" in problems(flags, *smoothing)
+        assert problems(flags, *smoothing, "--router_aux_loss_coef", "0") == ""
+
     def test_layers_that_cannot_be_packed(self, flags, model):
         write_model(model, model_type="lfm2", layer_types=["conv", "full_attention"])
         assert "model_type lfm2 has conv" in problems(flags)
@@ -426,11 +437,14 @@ class TestModel:
             (["--attn_implementation", "flex"], "attn_implementation: 'flex' is not known to keep"),
             (["--use_liger_kernel"], "use_liger_kernel: needs the package liger_kernel"),
             (["--report_to", "mlflow", "wandb"], "report_to mlflow: needs the package mlflow"),
+            (["--optim", "galore_adamw"], "optim galore_adamw: needs the package galore_torch"),
+            (["--optim", "schedule_free_adamw"], "optim schedule_free_adamw: needs the package schedulefree"),
         ],
     )
     def test_what_is_not_there(self, flags, more, words, monkeypatch):
         monkeypatch.setattr(
-            "importlib.util.find_spec", lambda name: None if name in ("liger_kernel", "mlflow") else name
+            "importlib.util.find_spec",
+            lambda name: None if name in ("liger_kernel", "mlflow", "galore_torch", "schedulefree") else name,
         )
         assert words in problems(flags, *more)
 

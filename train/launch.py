@@ -229,7 +229,12 @@ def check_launch_against(launch: Launch, config: RunConfig, world_size: int | No
     if kind == "FSDP" and asked_cpu and not use_cpu:
         yield f"{origin}: expected a GPU for FSDP, the run config has use_cpu: true: it would silently be plain DDP"
     precision = launch.settings.get("mixed_precision") or "no"
-    if kind != "DEEPSPEED" and precision not in ("no", config.precision):
+    if precision == "fp8":
+        yield (
+            f"{origin}: mixed_precision fp8: bf16: true in the run config would replace it in silence, and alone it is not "
+            "proven here to equal the reference: remove it and train in bf16"
+        )
+    elif kind != "DEEPSPEED" and precision not in ("no", config.precision):
         yield (
             f"{origin}: mixed_precision is {precision}, the run config says {config.precision}: remove it here; it "
             "belongs in the run config (bf16, fp16)"

@@ -71,5 +71,5 @@ def check_vocabulary(model: Any, manifest: dict[str, Any]) -> None:
     if largest >= rows:
         raise ValueError(
             f"the shards hold the token id {largest:,}, the model has embeddings for {rows:,} tokens: prepare the data "
-            "with the model's own tokenizer"
+            "with the model's own tokenizer, or give the model rows for them with python -m train.add_tokens"
         )

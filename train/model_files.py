@@ -14,7 +14,19 @@ from data_prep.shards import SPLITS, TOKENIZER_DIR, shard_files
 from train.attention import problems_of_layers, problems_of_name
 from train.config import RunConfig
 
+# Optimizers that need a package of their own: part of the name -> package.
+_OPTIMIZER_PACKAGES = {
+    "galore": "galore_torch",
+    "apollo": "apollo_torch",
+    "grokadamw": "grokadamw",
+    "schedule_free": "schedulefree",
+    "stable_adamw": "optimi",
+    "adamw_torch_4bit": "torchao",
+    "adamw_torch_8bit": "torchao",
+    "anyprecision": "torchdistx",
+}
 _BITSANDBYTES = ("8bit", "paged_", "bnb", "lion", "ademamix")  # in the names of its optimizers
+ADDED_ROWS = "packhaul_added_rows.json"  # train.add_tokens leaves it beside a model whose matrices it made larger
 # Of the shards' tokens, the share that the model's tokenizer must have at the same ids. A tokenizer that only adds
 # tokens stays above it; one of another family falls far below.
 _LEAST_SHARED = 0.5
@@ -53,6 +65,8 @@ def check_model(config: RunConfig, manifest: dict[str, Any] | None) -> Iterator[
         return
     text = settings | (settings.get("text_config") or {})
     yield from (f"{path}: {problem}" for problem in problems_of_layers(text))
+    yield from _check_added_rows(settings, config)
+    yield from _check_router_loss(text, config)
     yield from _check_positions(path, settings, config, manifest)
     yield from _check_vocabulary(path, settings, config, manifest)
 
@@ -77,6 +91,7 @@ def _check_packages(config: RunConfig) -> Iterator[str]:
         or (any(mark in optim for mark in _BITSANDBYTES) and "torch" not in optim and f"optim {optim}"),
         "liger_kernel": config.value("use_liger_kernel") and "use_liger_kernel",
     }
+    needed |= {package: f"optim {optim}" for part, package in _OPTIMIZER_PACKAGES.items() if part in optim}
     tracked = config.value("report_to")
     needed |= {name: f"report_to {name}" for name in ("wandb", "tensorboard", "mlflow") if name in (tracked or [])}
     for package, option in needed.items():
@@ -108,6 +123,34 @@ def _check_folder(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _check_router_loss(text: dict[str, Any], config: RunConfig) -> Iterator[str]:
+    """TRL leaves the loss that balances a mixture's experts out of a loss with label smoothing."""
+    asked = config.value("router_aux_loss_coef")
+    coefficient = text.get("router_aux_loss_coef", 0.0) if asked is None else asked
+    if config.value("label_smoothing_factor") and coefficient:
+        yield (
+            f"label_smoothing_factor: the experts' balancing loss (router_aux_loss_coef {coefficient}) would be left "
+            "out without a word: write router_aux_loss_coef: 0.0, or no label smoothing"
+        )
+
+
+def _check_added_rows(settings: dict[str, Any], config: RunConfig) -> Iterator[str]:
+    """New rows hold nothing yet: adapters on the other layers would leave them as they are."""
+    if not config.value("use_peft") or model_file(config, ADDED_ROWS) is None:
+        return
+    saved = set(config.value("lora_modules_to_save") or ())
+    if not {"embed_tokens", "lm_head"} <= saved:
+        yield (
+            "lora_modules_to_save: this model has rows for new tokens, which the adapters alone would never train: "
+            "write [embed_tokens, lm_head], or train all weights (use_peft: false)"
+        )
+    if settings.get("tie_word_embeddings", True):
+        yield (
+            "use_peft: this model has rows for new tokens in one matrix for embeddings and head, which adapters cannot "
+            "train as one: make it again with python -m train.add_tokens --untie, or train all weights"
+        )
+
+
 def _check_positions(
     path: Path, settings: dict[str, Any], config: RunConfig, manifest: dict[str, Any]
 ) -> Iterator[str]:
@@ -132,7 +175,8 @@ def _check_vocabulary(
         if largest >= size:
             yield (
                 f"{path}: vocab_size is {size:,}, the shards hold token id {largest:,}: a manifest from another "
-                "tokenizer than the model's; prepare the data with the model's tokenizer"
+                "tokenizer than the model's; prepare the data with the model's tokenizer, or, if the template needs "
+                "tokens that the model has not, give it rows for them: python -m train.add_tokens"
             )
     own, theirs = Path(config.own.data) / TOKENIZER_DIR / "tokenizer.json", model_file(config, "tokenizer.json")
     if theirs is None or not own.exists() or own.read_bytes() == theirs.read_bytes():

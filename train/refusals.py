@@ -136,13 +136,29 @@ def refused_combinations(sft: Mapping[str, Any], model: Mapping[str, Any]) -> It
     """(option, why) for each option that contradicts another one, or does nothing without it."""
     yield from _nested(sft)
     yield from _precision(sft)
-    if sft.get("activation_offloading") and sft.get("use_cpu"):
-        yield "activation_offloading", "True together with use_cpu: activations are in the CPU's memory already"
+    yield from _ignored(sft)
     yield from _adapters(model)
     for suffix in ("", "_kwargs"):
         old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"
         if old in sft and new in sft and sft[old] != sft[new]:
             yield old, f"{sft[old]!r} contradicts {new}: {sft[new]!r}, of which it is the old name: keep one of them"
+
+
+def _ignored(sft: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the libraries pass over in silence, or fail at only when training begins."""
+    if sft.get("activation_offloading") and sft.get("use_cpu"):
+        yield "activation_offloading", "True together with use_cpu: activations are in the CPU's memory already"
+    if sft.get("label_smoothing_factor") and sft.get("loss_type") == "dft":
+        yield (
+            "label_smoothing_factor",
+            "does nothing with loss_type: dft, which has a loss of its own: choose one of them",
+        )
+    optim = str(sft.get("optim", ""))
+    if optim in ("lomo", "adalomo") or optim.endswith("_layerwise"):
+        reason = (
+            "it updates weights in the backward pass of each micro-batch, so that accumulation and clipping do nothing"
+        )
+        yield "optim", f"{optim!r} is refused: {reason}: choose another"
 
 
 def _nested(sft: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
