@@ -231,8 +231,8 @@ def check_launch_against(launch: Launch, config: RunConfig, world_size: int | No
     precision = launch.settings.get("mixed_precision") or "no"
     if precision == "fp8":
         yield (
-            f"{origin}: mixed_precision fp8: bf16: true in the run config would replace it in silence, and alone it is not "
-            "proven here to equal the reference: remove it and train in bf16"
+            f"{origin}: mixed_precision fp8: bf16: true in the run config would replace it in silence, and alone it is "
+            "not proven here to equal the reference: remove it and train in bf16"
         )
     elif kind != "DEEPSPEED" and precision not in ("no", config.precision):
         yield (
