@@ -60,9 +60,14 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory):
+    """The tokenizer of `build_tiny_tokenizer`; `name_or_path` is its folder."""
+    return build_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def build_tiny_tokenizer(folder: Path):
     """PreTrainedTokenizerFast: byte-level BPE of at most VOCAB_SIZE tokens (English and Korean, any text encodes),
     eos `<|im_end|>`, pad `<pad>`, bos `<bos>` (not added by itself), ChatML with generation marks as chat template.
-    Saved; `name_or_path` is its folder."""
+    Saved in the folder."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -81,7 +86,6 @@ def tiny_tokenizer(tmp_path_factory):
     )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     tokenizer.chat_template = CHATML
-    folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
 
@@ -97,13 +101,14 @@ def tiny_model_dir(tiny_tokenizer, tmp_path_factory) -> Callable[..., Path]:
         key = repr((architecture, sorted(overrides.items())))
         if key not in made:
             made[key] = tmp_path_factory.mktemp(architecture)
-            _save_tiny_model(architecture, tiny_tokenizer, made[key], overrides)
+            save_tiny_model(architecture, tiny_tokenizer, made[key], overrides)
         return made[key]
 
     return make
 
 
-def _save_tiny_model(architecture: str, tokenizer, folder: Path, overrides: dict) -> None:
+def save_tiny_model(architecture: str, tokenizer, folder: Path, overrides: dict) -> None:
+    """The random model of `tiny_model_dir`, and the tokenizer, in a folder."""
     import torch
     from transformers import AutoModelForCausalLM
 

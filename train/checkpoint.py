@@ -1,21 +1,24 @@
 """Which saved states are complete: the marker written last, the newest complete checkpoint, rotation.
 
-The Trainer and DeepSpeed write straight into `checkpoint-N` from several processes, so a kill leaves a folder that
-looks like a checkpoint. Here a folder counts only when `complete.json`, written last and atomically, lists every file
-with its size and all of them agree. Standard library only: importing this costs nothing.
+    python -m train.checkpoint list|verify|prune RUN_DIR
+
+A checkpoint is written aside (`train.saving`), under a name that nothing takes for a checkpoint, and gets its name when
+`complete.json`, written last and atomically, lists every file with its size and digest. A folder counts only when all
+sizes agree; `verify` compares the digests as well. No heavy imports: this answers at once.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+from train.durable import DIGEST, FileRecord, digest, flush, fsync_folder, rename, write_json_atomically
 
 MARKER = "complete.json"
 # Names at the top of a run directory that live on after the final model is published, so they are no part of it.
@@ -23,6 +26,10 @@ NOT_LISTED = (MARKER, ".*", "checkpoint-*", "run.json", "runs", "wandb", "logs",
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _DELETING = ".deleting-"
+_SAVING = ".saving-"
+UNIVERSAL = ".universal-"
+_DAMAGED = "damaged-"
+_OWN_KEYS = ("step", "world_size", "files", "digests", "digest")
 
 
 @dataclass(frozen=True)
@@ -31,39 +38,75 @@ class Checkpoint:
 
     path: Path
     step: int  # optimizer steps done
-    world_size: int  # processes that wrote it; DeepSpeed state only loads into as many
+    world_size: int  # processes that wrote it; another number needs `train.world_size`
     extra: dict[str, Any]  # whatever else the writer recorded (manifest_sha256, ...)
+    files: dict[str, FileRecord]  # by path below the folder
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(record.size for record in self.files.values())
 
 
-def publish(directory: Path, *, step: int, world_size: int, extra: dict[str, Any]) -> None:
+def publish(
+    directory: Path,
+    *,
+    step: int,
+    world_size: int,
+    extra: dict[str, Any],
+    files: Mapping[str, FileRecord] | None = None,
+) -> None:
     """Declare `directory` complete: flush all its files to disk, then write the marker that lists them.
 
     Called by one process after a barrier behind which every process has closed its files. Works for `checkpoint-N` and
     for a run directory holding the final model (see NOT_LISTED for what is left out).
 
+    Args:
+        files: what the writers found, who have flushed them already; None: this process reads and flushes them all.
+
     Raises:
         ValueError: there is nothing to publish, or `extra` uses one of the marker's own keys.
     """
     directory = Path(directory)
-    marker = {"step": step, "world_size": world_size, "files": {}}
-    if clash := marker.keys() & extra.keys():
+    if clash := set(_OWN_KEYS) & extra.keys():
         raise ValueError(f"extra may not hold {sorted(clash)}: these are the marker's own keys")
-    files = list(_listed_files(directory))
+    if files is None:
+        files = {f.relative_to(directory).as_posix(): record for f, record in flush(_listed_files(directory)).items()}
+    else:
+        for folder in sorted({(directory / name).parent for name in files} | {directory, directory.parent}):
+            fsync_folder(folder)
     if not files:
         raise ValueError(f"{directory}: expected the files of a saved state, found none: save before publish()")
-    sizes = flush(files)
-    marker["files"] = {f.relative_to(directory).as_posix(): size for f, size in sizes.items()}
-    write_json_atomically(directory / MARKER, {**marker, **extra})
+    marker = {"step": step, "world_size": world_size, **extra, "files": {n: files[n].size for n in sorted(files)}}
+    digests = {name: files[name].digest for name in sorted(files)}
+    write_json_atomically(directory / MARKER, {**marker, "digest": DIGEST, "digests": digests})
+
+
+def saving_folder(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is written before it has its name."""
+    return Path(run_dir) / f"{_SAVING}{step}"
+
+
+def universal_folder(run_dir: Path, step: int) -> Path:
+    """Where the states of a checkpoint are rearranged for another number of processes."""
+    return Path(run_dir) / f"{UNIVERSAL}{step}"
+
+
+def give_name(folder: Path, target: Path) -> None:
+    """Rename a folder that holds its marker to its name as a checkpoint, in the place of one that lies there."""
+    if target.exists():
+        delete(target)
+    rename(folder, target)
 
 
 def withdraw(directory: Path) -> None:
     """Take the marker away before `directory` is written again: half-replaced files may have the sizes it lists."""
     (Path(directory) / MARKER).unlink(missing_ok=True)
-    _fsync(Path(directory))
+    fsync_folder(Path(directory))
 
 
 def read(directory: Path) -> Checkpoint:
-    """Check `directory` against its marker.
+    """Check `directory` against its marker, by sizes.
 
     Raises:
         ValueError: no marker, an unreadable one, or a listed file that is missing or has another size.
@@ -72,12 +115,43 @@ def read(directory: Path) -> Checkpoint:
     marker = _read_marker(directory)
     for name, size in marker["files"].items():
         _check_size(directory, name, size)
-    extra = {k: v for k, v in marker.items() if k not in ("step", "world_size", "files")}
-    checkpoint = Checkpoint(directory, marker["step"], marker["world_size"], extra)
+    digests = marker.get("digests", {}) if marker.get("digest") == DIGEST else {}
+    files = {name: FileRecord(size, digests.get(name)) for name, size in marker["files"].items()}
+    extra = {k: v for k, v in marker.items() if k not in _OWN_KEYS}
+    checkpoint = Checkpoint(directory, marker["step"], marker["world_size"], extra, files)
     named = _NAME.fullmatch(directory.name)
     if named and int(named[1]) != checkpoint.step:
         raise ValueError(f"{directory.name}: {MARKER} is of step {checkpoint.step} (the folder was renamed)")
     return checkpoint
+
+
+def verify(checkpoint: Checkpoint, share: int = 0, shares: int = 1) -> Iterator[str]:
+    """Read a checkpoint's files and compare their digests; what differs.
+
+    Args:
+        share, shares: read only this one of so many shares of about the same size, so that processes can divide it.
+    """
+    totals = [0] * shares
+    for name, record in sorted(checkpoint.files.items(), key=lambda item: (-item[1].size, item[0])):
+        mine = totals.index(min(totals))
+        totals[mine] += record.size
+        if mine != share or record.digest is None:
+            continue
+        try:
+            found = digest(checkpoint.path / name)
+        except OSError as error:
+            yield f"{checkpoint.path.name}: {name} cannot be read ({error})"
+            continue
+        if found != record.digest:
+            yield f"{checkpoint.path.name}: {name} is not what was written ({DIGEST} {found}, {record.digest} expected)"
+
+
+def set_aside(checkpoint: Checkpoint) -> Path:
+    """Rename a checkpoint whose content is damaged, so that nothing takes it for one; where it is now."""
+    target = checkpoint.path.with_name(_DAMAGED + checkpoint.path.name)
+    shutil.rmtree(target, ignore_errors=True)
+    rename(checkpoint.path, target)
+    return target
 
 
 def is_checkpoint_name(name: str) -> bool:
@@ -87,12 +161,12 @@ def is_checkpoint_name(name: str) -> bool:
 
 def find_checkpoints(run_dir: Path) -> list[Checkpoint]:
     """The complete checkpoints of a run, oldest first."""
-    return [c for _, folder in _folders(run_dir) if (c := _read_or_none(folder))]
+    return [c for folder in named_folders(run_dir) if (c := _read_or_none(folder))]
 
 
 def newest_complete(run_dir: Path, log: Callable[[str], None]) -> Checkpoint | None:
     """The complete checkpoint with the highest step, or None; `log` is told of each newer folder passed over."""
-    for _, folder in reversed(_folders(run_dir)):
+    for folder in reversed(named_folders(run_dir)):
         try:
             return read(folder)
         except ValueError as error:
@@ -101,30 +175,35 @@ def newest_complete(run_dir: Path, log: Callable[[str], None]) -> Checkpoint | N
 
 
 def rotate(run_dir: Path, *, keep: int | None, best: Path | None) -> list[Path]:
-    """Delete old checkpoints, with the meaning of `save_total_limit`: `keep` in all, the best one among them.
-
-    The newest complete one and `best` (matched by name, so that a moved run keeps its best) always stay; `keep` None or
-    0 deletes no complete one. Folders without a marker older than the newest complete one are saves that were cut off,
-    and go too. Damaged ones (marker and files disagree) stay for a person to look at. Called by one process.
+    """Delete what `surplus` names, and what earlier deletions left. Called by one process.
 
     Returns:
         The checkpoints that are gone, oldest first.
     """
-    run_dir = Path(run_dir)
-    for leftover in run_dir.glob(_DELETING + "*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    clean(run_dir, _DELETING)
+    doomed = surplus(run_dir, keep=keep, best=best)
+    for folder in doomed:
+        delete(folder)
+    return doomed
+
+
+def surplus(run_dir: Path, *, keep: int | None, best: Path | None) -> list[Path]:
+    """The checkpoints too many, oldest first, with the meaning of `save_total_limit`: `keep` in all, the best one among
+    them.
+
+    The newest complete one and `best` (matched by name, so that a moved run keeps its best) always stay; with `keep`
+    None or 0 all complete ones do. Folders without a marker older than the newest complete one are saves that were cut
+    off, and go too. Damaged ones (marker and files disagree) stay for a person to look at.
+    """
     complete = find_checkpoints(run_dir)
     if not complete:
         return []
     newest = complete[-1]
     protected = {newest.path.name} | ({Path(best).name} if best else set())
-    surplus = max(0, len(complete) - keep) if keep else 0
-    old = [c.path for c in complete if c.path.name not in protected][:surplus]
-    cut_off = [f for step, f in _folders(run_dir) if step < newest.step and not (f / MARKER).exists()]
-    doomed = sorted(old + [f for f in cut_off if f.name not in protected], key=_step)
-    for folder in doomed:
-        delete(folder)
-    return doomed
+    too_many = max(0, len(complete) - keep) if keep else 0
+    old = [c.path for c in complete if c.path.name not in protected][:too_many]
+    cut_off = [f for f in named_folders(run_dir) if _step(f) < newest.step and not (f / MARKER).exists()]
+    return sorted(old + [f for f in cut_off if f.name not in protected], key=_step)
 
 
 def delete(folder: Path) -> None:
@@ -140,55 +219,25 @@ def delete(folder: Path) -> None:
     shutil.rmtree(grave, ignore_errors=True)
 
 
-def write_json_atomically(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON so that `path` holds the old content or the new, never a part, whatever is killed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _fsync(path.parent)
+def leftovers(run_dir: Path, *prefixes: str) -> list[Path]:
+    """Saves and deletions under way, or cut off by a kill."""
+    return [
+        f for prefix in prefixes or (_DELETING, _SAVING, UNIVERSAL) for f in sorted(Path(run_dir).glob(prefix + "*"))
+    ]
 
 
-def flush(files: Iterable[Path]) -> dict[Path, int]:
-    """Force the files and the folders that name them to disk; each file's size in bytes."""
-    sizes = {file: _flush(file) for file in files}
-    # A file is only safe once the folder that names it is on disk, and the folder that names that one.
-    for folder in sorted({folder for file in sizes for folder in (file.parent, file.parent.parent)}):
-        _fsync(folder)
-    return sizes
-
-
-def rename(folder: Path, target: Path) -> None:
-    """Rename and make the new name durable."""
-    folder.rename(target)
-    _fsync(target.parent)
+def clean(run_dir: Path, *prefixes: str) -> list[Path]:
+    """Remove the leftovers; what they were. Nobody may be saving."""
+    found = leftovers(run_dir, *prefixes)
+    for path in found:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    return found
 
 
 def _listed_files(directory: Path) -> Iterable[Path]:
     for entry in sorted(directory.iterdir()):
         if not any(fnmatch(entry.name, pattern) for pattern in NOT_LISTED):
             yield from [entry] if entry.is_file() else sorted(p for p in entry.rglob("*") if p.is_file())
-
-
-def _flush(file: Path) -> int:
-    """Force the file to disk; its size in bytes. Opening it also makes a network file system fetch the true size."""
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-        return os.fstat(descriptor).st_size
-    finally:
-        os.close(descriptor)
-
-
-def _fsync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_marker(directory: Path) -> dict[str, Any]:
@@ -230,8 +279,15 @@ def _step(folder: Path) -> int:
     return int(named[1])
 
 
-def _folders(run_dir: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of everything named like a checkpoint, lowest step first."""
+def named_folders(run_dir: Path) -> list[Path]:
+    """Everything named like a checkpoint, complete or not, lowest step first."""
     entries = Path(run_dir).iterdir() if Path(run_dir).is_dir() else []
-    found = [(_step(e), e) for e in entries if _NAME.fullmatch(e.name) and e.is_dir()]
-    return sorted(found)
+    return sorted((e for e in entries if is_checkpoint_name(e.name) and e.is_dir()), key=_step)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from train.checkpoint_command import main
+
+    sys.exit(main())

@@ -49,6 +49,22 @@ class OwnOptions:
         "Also load a model whose weights are pickled files (*.bin): loading one can run any code its author put there.",
         False,
     )
+    verify_checkpoint: bool = _own(
+        "Read the checkpoint to go on from and compare it with the digests made when it was written; the processes "
+        "share the reading. A damaged one is renamed, and an older one used.",
+        True,
+    )
+    reinitialize_optimizer: bool = _own(
+        "On another number of processes or another ZeRO stage, go on with the weights of the checkpoint and fresh "
+        "optimizer states: for optimizers whose states cannot be rearranged, such as the 8-bit ones.",
+        False,
+    )
+    save_in_background: bool = _own(
+        "Training goes on as soon as a checkpoint's states are copied in the computer's memory, where there is place "
+        "for them; they are written and made durable meanwhile. The memory is kept for the next save. False: it waits "
+        "for all of that.",
+        True,
+    )
 
 
 # What packed rows need, whatever the libraries' defaults are; `train.refusals` refuses any other value.

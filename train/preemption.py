@@ -8,6 +8,8 @@ start. (A launcher turns other exit codes into 1, hence a file and not a code.)
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import time
 from pathlib import Path
@@ -18,6 +20,7 @@ from train.checkpoint import write_json_atomically
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 MARKER = "preempted.json"
+LEAD = "PACKHAUL_SIGNAL_SECONDS"  # set by slurm/env.sh
 
 _received: list[str] = []  # names of the signals that came; only the handler appends
 
@@ -45,6 +48,25 @@ def mark(run_dir: Path, step: int) -> None:
 def unmark(run_dir: Path) -> None:
     """Remove the mark of the attempt before."""
     (run_dir / MARKER).unlink(missing_ok=True)
+
+
+def lead_problem(step_seconds: float, save_seconds: float | None) -> str | None:
+    """Why a save would not fit between the signal and the end, or None.
+
+    Args:
+        step_seconds: the longest step so far, which may just have begun when the signal comes.
+        save_seconds: from the begin of a save to its publication; None if no save has been measured.
+    """
+    lead = os.environ.get(LEAD, "")
+    if not lead.isdigit() or save_seconds is None:
+        return None
+    needed = step_seconds + save_seconds
+    if needed <= int(lead):
+        return None
+    return (
+        f"a preemption would lose steps: a step takes up to {step_seconds:.0f} s and a save {save_seconds:.0f} s, the "
+        f"signal comes {lead} s before the end: set {LEAD} to {math.ceil(needed * 1.5)} or more in slurm/env.sh"
+    )
 
 
 def make_callback() -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +57,31 @@ def _train(config: Any) -> None:
     from train import checkpoint, run_record
     from train.config import build_sft_config
     from train.data import load_manifest
+    from train.resume import find_resume
     from train.trainer import is_main
+    from train.world_size import keep_global_batch, resumable
 
+    run_dir = Path(config.sft["output_dir"])
+    config, note = keep_global_batch(config, run_dir, int(os.environ.get("WORLD_SIZE", "1")))
     args = build_sft_config(config)  # starts the process group
     _check_world_size(args.world_size, config)
-    run_dir = Path(config.sft["output_dir"])
     manifest = load_manifest(config.own.data)
     record = _start_record(run_dir, config, args)
     run_record.use_wandb_id(record, run_dir)
     log = _say if is_main(args) else _silent
+    if note:
+        log(note)
 
     trainer, stop = _make_trainer(config, args, manifest, record, log)
-    resumed = _find_resume(config, run_dir, args, log)
+    resumed = find_resume(config, run_dir, args, log)
     if resumed:
+        log(f"resuming from {resumed.path} (step {resumed.step})")
         trainer.restore_counters(resumed)
-    trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+        trainer.check_lead(resumed.extra.get("save_seconds"))
+    with resumable(resumed, trainer, config, log) if resumed else nullcontext() as folder:
+        trainer.train(resume_from_checkpoint=str(folder) if folder else None)
     if stop.agreed and trainer.state.global_step < trainer.state.max_steps:
+        _check_saved(trainer, run_dir)
         if is_main(args):
             preemption.mark(run_dir, trainer.state.global_step)
         trainer.accelerator.wait_for_everyone()  # nobody leaves before the mark: a launcher ends the others
@@ -88,6 +98,16 @@ def _train(config: Any) -> None:
         checkpoint.publish(run_dir, step=step, world_size=args.world_size, extra=extra)
     trainer.accelerator.wait_for_everyone()
     log(f"done after {trainer.state.global_step} steps: {run_dir}. Next: python -m train.export --checkpoint {run_dir}")
+
+
+def _check_saved(trainer: Any, run_dir: Path) -> None:
+    """Refuse to call a run preempted, and so ready to be requeued, whose last checkpoint could not be saved."""
+    step = trainer.state.global_step
+    if trainer.published_step != step:
+        raise ValueError(
+            f"stopped by a signal after step {step}, but checkpoint-{step} could not be saved (see above): make space "
+            f"in {run_dir} and run the same command again; it goes on from the newest complete checkpoint there"
+        )
 
 
 def _check_world_size(world_size: int, config: Any) -> None:
@@ -113,12 +133,16 @@ def _check_distributed_type(found: str, config: Any) -> None:
 
 def _start_record(run_dir: Path, config: Any, args: Any) -> dict[str, Any]:
     """run.json, written by the first process and read by the others, so that all agree on the W&B id."""
-    from train import run_record
+    from train import checkpoint, run_record
     from train.trainer import is_main
 
     if is_main(args):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        _LOCK.append(run_record.lock(run_dir))
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            _LOCK.append(run_record.lock(run_dir))
+        except OSError as error:
+            raise ValueError(f"output_dir {run_dir} cannot be written: {error}: choose another") from None
+        checkpoint.clean(run_dir)
         preemption.unmark(run_dir)
         run_record.write_record(run_dir, run_record.make_record(run_dir, config, args.world_size))
     args.distributed_state.wait_for_everyone()
@@ -140,7 +164,8 @@ def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict
     from train.data import load_split, pad_to_multiple
     from train.model import check_vocabulary, prepare_model_arguments
     from train.run_record import make_wandb_callback
-    from train.trainer import PackedSFTTrainer, rows_per_step, steps_per_epoch
+    from train.save_parts import rows_per_step
+    from train.trainer import PackedSFTTrainer, steps_per_epoch
 
     tokenizer = AutoTokenizer.from_pretrained(Path(config.own.data) / TOKENIZER_DIR)
     filler = manifest["end_token_ids"][0]
@@ -166,6 +191,7 @@ def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict
         source_names=[source["name"] for source in manifest["sources"]],
         checkpoint_extra={k: record[k] for k in ("manifest_sha256", "wandb_run_id", "git_commit")},
     )
+    trainer.start_saving(log, config.own.save_in_background)
     distributed_type = trainer.accelerator.distributed_type.value
     _check_distributed_type(distributed_type, config)
     check_vocabulary(trainer.model, manifest)
@@ -178,33 +204,6 @@ def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict
         f"{steps_per_epoch(rows, args):,} steps an epoch"
     )
     return trainer, stop
-
-
-def _find_resume(config: Any, run_dir: Path, args: Any, log: Any) -> Any:
-    """The checkpoint to go on from.
-
-    Raises:
-        ValueError: it was written by another number of processes.
-    """
-    from train import checkpoint
-
-    if config.own.resume == "never":
-        if checkpoint.newest_complete(run_dir, _silent):
-            raise ValueError(f"resume is 'never', but {run_dir} holds checkpoints: choose another output_dir")
-        return None
-    if config.own.resume != "auto":
-        found: checkpoint.Checkpoint | None = checkpoint.read(Path(config.own.resume))
-    else:
-        found = checkpoint.newest_complete(run_dir, log)
-    if found is None:
-        return None
-    if found.world_size != args.world_size:
-        raise ValueError(
-            f"{found.path} was written by {found.world_size} process(es), this world has {args.world_size}: a sharded "
-            "optimizer state only loads into as many processes as wrote it"
-        )
-    log(f"resuming from {found.path} (step {found.step})")
-    return found
 
 
 def _say(message: str) -> None:

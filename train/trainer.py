@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,13 @@ import torch
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
-from train import checkpoint
 from train.data import SourceCollator
 from train.evaluation import metrics_by_source, sum_by_source
+from train.save_parts import rows_per_step
+from train.saving import CheckpointSaving
 
 
-class PackedSFTTrainer(SFTTrainer):
+class PackedSFTTrainer(CheckpointSaving, SFTTrainer):
     """SFTTrainer over packed rows with a `sources` column.
 
     Args:
@@ -43,48 +43,13 @@ class PackedSFTTrainer(SFTTrainer):
             raise ValueError(
                 "evaluate() before train() is not supported under DeepSpeed: set eval_on_start=True instead"
             )
-        model = self._wrap_model(self.model, training=False)  # type: ignore[arg-type]
+        model = self._wrap_model(self.model, training=False)
         model.eval()
         batches = (self._prepare_inputs(batch) for batch in dataloader)
         sums = sum_by_source(model, batches, len(self.source_names), self.accelerator)
         metrics = metrics_by_source(sums, self.source_names, metric_key_prefix)
         count = len(dataloader.dataset)
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=count)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save, publish when every process has finished, and only then delete old ones."""
-        directory = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        if self.is_world_process_zero() and directory.exists():
-            checkpoint.delete(directory)  # of a save that was cut off: its files must not mix with ours
-        self.accelerator.wait_for_everyone()
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            self._publish(directory)
-        self.accelerator.wait_for_everyone()
-
-    def _publish(self, directory: Path) -> None:
-        best = self.state.best_model_checkpoint
-        checkpoint.publish(
-            directory,
-            step=self.state.global_step,
-            world_size=self.args.world_size,
-            extra={**self.checkpoint_extra, "num_tokens": int(self._total_train_tokens)},
-        )
-        checkpoint.rotate(directory.parent, keep=self.args.save_total_limit, best=Path(best) if best else None)
-
-    def restore_counters(self, resumed: checkpoint.Checkpoint) -> None:
-        """TRL's token counter starts at 0 in every process: take it up where the checkpoint left it."""
-        self._total_train_tokens = resumed.extra.get("num_tokens", 0)
-
-
-def rows_per_step(args: Any) -> int:
-    """Packed rows of one optimizer step over all processes."""
-    return args.world_size * args.per_device_train_batch_size * args.gradient_accumulation_steps
 
 
 def steps_per_epoch(num_rows: int, args: Any) -> int:

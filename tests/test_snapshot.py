@@ -1,0 +1,83 @@
+"""train.snapshot: copies that no longer change, and save to the same bytes."""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+
+import pytest
+import torch
+
+from train.snapshot import CopyMemory, available_memory
+
+
+def saved(value) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+class Scaler:
+    """Stands for DeepSpeed's loss scaler: an object that counts on."""
+
+    def __init__(self):
+        self.scale = 4
+
+
+@pytest.fixture
+def states():
+    flat = torch.arange(1000.0)
+    tied = torch.nn.Parameter(torch.ones(3, 4))
+    return OrderedDict(
+        flat=flat[:900],  # a view: the whole memory is saved
+        same=flat[100:200].view(10, 10).t(),
+        tied=[tied, {"again": tied}],
+        half=torch.ones(7, dtype=torch.bfloat16),
+        empty=torch.empty(0),
+        step=torch.tensor(3.0),
+        plain=(1, "two", None, torch.Size([3])),
+        scaler=Scaler(),
+    )
+
+
+def test_a_copy_saves_to_the_same_bytes_and_does_not_change(states):
+    states.pop("scaler")
+    before = saved(states)
+    copy = CopyMemory().snapshot(states)
+    assert saved(copy) == before
+    with torch.no_grad():
+        for tensor in (states["flat"], states["tied"][0], states["half"], states["step"]):
+            tensor += 1
+    assert saved(copy) == before != saved(states)
+    assert copy["tied"][0].data_ptr() == copy["tied"][1]["again"].data_ptr()
+
+
+def test_objects_are_copied_too(states):
+    copy = CopyMemory().snapshot(states)
+    states["scaler"].scale = 8
+    assert copy["scaler"].scale == 4
+
+
+def test_memory_is_used_again_only_after_release(states):
+    memory = CopyMemory()
+    first = memory.snapshot(states)
+    second = memory.snapshot(states)
+    assert first["flat"].data_ptr() != second["flat"].data_ptr()
+    used = {first["flat"].data_ptr(), second["flat"].data_ptr()}
+    memory.release()
+    size = memory.size
+    assert memory.snapshot(states)["flat"].data_ptr() in used
+    memory.release()
+    assert memory.size == size // 2  # what the last save did not need is gone
+
+
+def test_available_memory_is_the_least_of_computer_and_control_groups(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9000 kB\nMemAvailable:  5000 kB\n")
+    assert available_memory(meminfo, tmp_path) == 5000 * 1024
+    for name, content in (("max", "4000000"), ("current", "3000000"), ("stat", "anon 5\ninactive_file 500000\n")):
+        (tmp_path / f"memory.{name}").write_text(content)
+    assert available_memory(meminfo, tmp_path) == 1_500_000
+    (tmp_path / "memory.max").write_text("max")
+    assert available_memory(meminfo, tmp_path) == 5000 * 1024
+    assert available_memory() > 0

@@ -1,0 +1,139 @@
+"""Runs of train.sft in worlds of several processes, forked from one process that has imported everything.
+
+    python -m tests.world_runs PLAN.json
+
+An `accelerate launch` spends most of a short test in imports, once in each process. Here each process of each run is
+forked after them, with the environment that `accelerate launch` itself would make. PLAN.json is a list of attempts:
+`accelerate` (name in configs/accelerate), `processes`, `flags`, `log`, `rows` (a folder: each process writes there
+which rows it trained in which step), `stop_at` (a signal comes in this step), `code` (the exit code expected; else 0).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    """Run the plan's attempts one after the other; 1 as soon as one does not end as it should."""
+    plan = json.loads(Path(sys.argv[1]).read_text())
+    import_everything()
+    for number, attempt in enumerate(plan):
+        codes = run(attempt)
+        if any(code != attempt.get("code", 0) for code in codes):
+            print(f"attempt {number}: exit codes {codes}: {Path(attempt['log']).read_text()[-6000:]}")
+            return 1
+    return 0
+
+
+def import_everything() -> None:
+    """What each process needs, so that it is forked with it."""
+    import datasets
+    import deepspeed
+    import peft
+    import transformers
+    import trl
+
+    import train.counters
+    import train.trainer
+
+    assert all((datasets, deepspeed, peft, transformers, trl, train.counters, train.trainer))
+
+
+def run(attempt: dict[str, Any]) -> list[int]:
+    """Start a world and wait for it; the exit codes. When a process fails the others are killed, as a launcher does."""
+    children = start_world(attempt)
+    codes: dict[int, int] = {}
+    while len(codes) < len(children):
+        child, status = os.waitpid(-1, 0)
+        codes[child] = os.waitstatus_to_exitcode(status)
+        if codes[child] != 0:
+            for other in set(children) - set(codes):
+                os.kill(other, signal.SIGKILL)
+    return [code for code in codes.values() if code != -signal.SIGKILL]
+
+
+def start_world(attempt: dict[str, Any]) -> list[int]:
+    """Fork the processes of an attempt; their ids."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    world = attempt["processes"]
+    environment = launch_environment(attempt["accelerate"], world)
+    sizes = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    children = []
+    for rank in range(world):
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            ranks = {**sizes, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1, "HF_HUB_OFFLINE": 1}
+            os.environ.update(environment | {key: str(value) for key, value in ranks.items()})
+            run_and_exit(attempt, rank)
+        children.append(child)
+    return children
+
+
+def launch_environment(accelerate: str, processes: int) -> dict[str, str]:
+    """What `accelerate launch` hands to each process."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_simple_launcher_cmd_env
+
+    file = str(ROOT / "configs" / "accelerate" / f"{accelerate}.yaml")
+    words = ["--config_file", file, "--num_processes", str(processes), "--main_process_port", "0", "-m", "train.sft"]
+    arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    deepspeed = "zero" in accelerate
+    arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+    return (prepare_deepspeed_cmd_env if deepspeed else prepare_simple_launcher_cmd_env)(arguments)[1]
+
+
+def run_and_exit(attempt: dict[str, Any], rank: int) -> None:
+    """The forked process: it must never go on as its parent."""
+    code = 1
+    try:
+        out = os.open(attempt["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        _record(attempt, rank)
+        from train import sft
+
+        code = sft.main(attempt["flags"])
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _record(attempt: dict[str, Any], rank: int) -> None:
+    """Write down what is trained, and send the signal."""
+    from train.trainer import PackedSFTTrainer
+
+    original = PackedSFTTrainer.training_step
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        step = self.state.global_step + 1
+        if attempt.get("rows"):
+            row = hashlib.sha256(inputs["input_ids"].numpy().tobytes()).hexdigest()
+            with (Path(attempt["rows"]) / f"process{rank}").open("a") as file:
+                file.write(f"{step} {row}\n")
+        if step == attempt.get("stop_at") and rank == attempt["processes"] - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(self, model, inputs, *args, **kwargs)
+
+    PackedSFTTrainer.training_step = training_step
+
+
+if __name__ == "__main__":
+    sys.exit(main())
