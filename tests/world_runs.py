@@ -42,10 +42,12 @@ def import_everything() -> None:
     import peft
     import transformers
     import trl
+    from deepspeed.ops.op_builder.cpu.comm import ShareMemCommBuilder
 
     import train.counters
     import train.trainer
 
+    ShareMemCommBuilder().load(verbose=False)  # compiled once, before several processes want it
     assert all((datasets, deepspeed, peft, transformers, trl, train.counters, train.trainer))
 
 

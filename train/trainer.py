@@ -11,12 +11,13 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from train.data import SourceCollator
+from train.data_position import DataPosition
 from train.evaluation import metrics_by_source, sum_by_source
 from train.save_parts import rows_per_step
 from train.saving import CheckpointSaving
 
 
-class PackedSFTTrainer(CheckpointSaving, SFTTrainer):
+class PackedSFTTrainer(CheckpointSaving, DataPosition, SFTTrainer):
     """SFTTrainer over packed rows with a `sources` column.
 
     Args:
