@@ -5,7 +5,8 @@
 An `accelerate launch` spends most of a short test in imports, once in each process. Here each process of each run is
 forked after them, with the environment that `accelerate launch` itself would make. PLAN.json is a list of attempts:
 `accelerate` (name in configs/accelerate), `processes`, `flags`, `log`, `rows` (a folder: each process writes there
-which rows it trained in which step), `stop_at` (a signal comes in this step), `code` (the exit code expected; else 0).
+which rows it trained in which step), `stop_at` (a signal comes in this step), `fault` (process, step, "die" or
+"hang"), `code` (the exit code expected; else 0).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -58,10 +60,10 @@ def run(attempt: dict[str, Any]) -> list[int]:
     while len(codes) < len(children):
         child, status = os.waitpid(-1, 0)
         codes[child] = os.waitstatus_to_exitcode(status)
-        if codes[child] != 0:
+        if codes[child] not in (0, 9):
             for other in set(children) - set(codes):
                 os.kill(other, signal.SIGKILL)
-    return [code for code in codes.values() if code != -signal.SIGKILL]
+    return [code for code in codes.values() if code not in (-signal.SIGKILL, 9)]  # 9: the fault
 
 
 def start_world(attempt: dict[str, Any]) -> list[int]:
@@ -132,6 +134,8 @@ def _record(attempt: dict[str, Any], rank: int) -> None:
                 file.write(f"{step} {row}\n")
         if step == attempt.get("stop_at") and rank == attempt["processes"] - 1:
             os.kill(os.getpid(), signal.SIGUSR1)
+        if [rank, step] == attempt.get("fault", [])[:2]:
+            _ = os._exit(9) if attempt["fault"][2] == "die" else time.sleep(600)
         return original(self, model, inputs, *args, **kwargs)
 
     PackedSFTTrainer.training_step = training_step

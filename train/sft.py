@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from train import preemption
+from train import preemption, watchdog
 from train.config import load_run_config
 
 _LOCK: list[Any] = []  # the open lock file of the run directory, held until this process ends
@@ -32,6 +32,11 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"sft: error: {error}", file=sys.stderr, flush=True)
         return 2
+    except RuntimeError as error:
+        if not (reason := watchdog.explain(error)):
+            raise
+        print(f"sft: error: {reason}", file=sys.stderr, flush=True)
+        return 1
     return 0
 
 
@@ -187,7 +192,7 @@ def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict
         processing_class=tokenizer,
         quantization_config=get_quantization_config(model_config),
         peft_config=get_peft_config(model_config),
-        callbacks=[make_wandb_callback(record), stop],
+        callbacks=[make_wandb_callback(record), stop, watchdog.make_callback(args)],
         source_names=[source["name"] for source in manifest["sources"]],
         checkpoint_extra={k: record[k] for k in ("manifest_sha256", "wandb_run_id", "git_commit")},
     )

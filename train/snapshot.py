@@ -59,7 +59,10 @@ class CopyMemory:
         if storage.data_ptr() not in copied:
             copied[storage.data_ptr()] = self._take(storage).copy_(storage)
         result = torch.empty(0, dtype=plain.dtype)
-        return result.set_(copied[storage.data_ptr()], plain.storage_offset(), plain.shape, plain.stride())
+        result.set_(copied[storage.data_ptr()], plain.storage_offset(), plain.shape, plain.stride())
+        if isinstance(tensor, torch.nn.Parameter):
+            return torch.nn.Parameter(result, tensor.requires_grad)
+        return result.requires_grad_(tensor.requires_grad)
 
     def _take(self, storage: torch.UntypedStorage) -> torch.UntypedStorage:
         """A buffer of the size of `storage`; one that a GPU reaches directly, where it comes from there."""

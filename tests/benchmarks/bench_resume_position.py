@@ -3,8 +3,8 @@
     python -m tests.benchmarks.bench_resume_position [--processes 8] [--rows 64]
 
 The data loader of one of the processes is taken to the position as a resumed run takes it, and asked for a batch. The
-last line is JSON: seconds of the processor for both steps, `ratio`, and `accelerate_ratio`, the same for the skipping of
-accelerate itself, which iterates.
+last line is JSON: seconds of the processor for both steps, `ratio`, and `accelerate_ratio`, the same for skipping as
+accelerate does it, which iterates.
 """
 
 from __future__ import annotations
