@@ -186,7 +186,7 @@ def test_a_preemption_whose_save_failed_is_an_error(make_run, at_step, monkeypat
 
 def test_the_newest_checkpoint_survives_a_preemption_when_one_is_kept_and_another_is_best(make_run, at_step):
     settings = {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "eval_loss"}
-    config, run_dir = make_run("best", save_total_limit=1, learning_rate=10.0, **settings)  # it only gets worse
+    config, run_dir = make_run("best", save_total_limit=1, greater_is_better=True, **settings)  # the loss falls
     at_step(5, preempt)
     assert run_here(config) == 0
     state = json.loads((run_dir / "checkpoint-5/trainer_state.json").read_text())
