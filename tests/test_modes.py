@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
 
 from tests.in_process import assert_equal_training, assert_equal_weights, document_losses, train_here, train_plainly
-from tests.training import make_shards
+from tests.training import documents, make_shards
 
 STEPS, SEED, LEARNING_RATE = 5, 7, 1e-3
 ANSWERS = {"short": [1] * 12, "long": [6, 6]}
@@ -224,3 +224,48 @@ def test_neftune_noise_is_that_of_each_document(shards, tiny_model_dir, tmp_path
     model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output + 1)
     expected = train_plainly(model, shards, 1, adamw)
     assert got[0]["loss"] == pytest.approx(expected.losses[0], rel=5e-6)
+
+
+def test_bf16_follows_the_reference(shards, reference, tiny_model_dir, tmp_path):
+    """Mixed precision: weights and updates in fp32, products in bf16."""
+    got = run(tmp_path, shards, tiny_model_dir("llama"), bf16=True)
+    assert_equal_training(got, reference("llama"), loss=5e-3, norm=5e-2)
+    weights = reference("llama").model.state_dict()
+    assert_equal_weights(final(tmp_path), weights, atol=2 * LEARNING_RATE * STEPS)  # Adam's steps are signs at first
+
+
+def balanced(model, shards, coefficient):
+    """Sum over trained tokens and the experts' balancing loss of one step, for a step of one micro-batch."""
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    losses, routers = [], []
+    for ids, labels, _ in documents(shards, "train"):
+        outputs = model(input_ids=torch.tensor([ids]), use_cache=False, output_router_logits=True)
+        losses.append(document_losses(outputs.logits[0, :-1], torch.tensor(labels[1:])))
+        routers.append(outputs.router_logits)
+    whole = tuple(torch.cat(layer) for layer in zip(*routers, strict=True))
+    return torch.cat(losses).mean() + coefficient * load_balancing_loss_func(whole, 4, 2)
+
+
+def test_the_balancing_loss_of_a_mixture_of_experts(shards, tiny_model_dir, tmp_path):
+    """It is a mean over the tokens of a micro-batch, packed or not: one micro-batch holds all rows here."""
+    folder = tiny_model_dir("qwen3_moe")
+    whole = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 1, "num_train_epochs": 1}
+    got = run(tmp_path, shards, folder, router_aux_loss_coef=0.5, **whole)
+    model = load(folder)
+    loss = balanced(model, shards, 0.5)
+    loss.backward()
+    assert got[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+    assert got[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_adapters_on_8_bit_weights(shards, tiny_model_dir, tmp_path):
+    base = tiny_model_dir("llama")
+    got = run(tmp_path, shards, base, **LORA, load_in_8bit=True, num_train_epochs=2)
+    set_seed(SEED)
+    model = adapted(load(base, quantization_config=BitsAndBytesConfig(load_in_8bit=True)))
+    for parameter in adapters(model).values():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    expected = train_plainly(model, shards, 2, adamw)
+    assert_equal_training(got, expected, loss=2e-3, norm=0.1)
