@@ -29,7 +29,7 @@ from data_prep.tables import TABLE_FORMATS, count_rows, read_rows
 __all__ = ["TEXT_FORMATS", "RawRow", "Slice", "read_slice", "slice_source", "source_files", "source_identity"]
 
 TEXT_FORMATS = frozenset({"json", "jsonl", *DELIMITERS})
-_SLICE_BYTES = 1 << 26  # after which a slice of long rows ends, since its tokens are held in memory
+_SLICE_BYTES = 1 << 25  # after which a slice of long rows ends, since its tokens are held in memory
 _MAX_ROW = 1 << 24  # bytes; a longer "row" is a lost newline or quote, and its values could fill the memory
 
 
