@@ -66,6 +66,7 @@ PEAKS = {
     "A10G": 70e12,
 }
 WARM_UP = 3  # steps that are not counted: compiling kernels, growing the allocator's pool
+LONGEST = 120  # seconds of one measurement
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -125,14 +126,14 @@ def measure_apart(shape: str, way: str, deadline: float, dry_run: bool) -> dict[
     """One measurement; what went wrong instead of figures, so that one failure does not cost the others."""
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
-            return measure(shape, way, WARM_UP + 2, Path(folder), dry_run)
+            return measure(shape, way, 2, Path(folder), dry_run)
     left = deadline - time.monotonic()
     if left < 20:
         return {"error": "out of time"}
     steps = 60 if way == "trl_padded" else 12  # its steps are small
     command = [sys.executable, "-m", "tests.benchmarks.bench_gpu", "--measure", shape, way, str(steps)]
     try:
-        done = subprocess.run(command, timeout=left, capture_output=True, text=True)
+        done = subprocess.run(command, timeout=min(left, LONGEST), capture_output=True, text=True)
     except subprocess.TimeoutExpired:
         return {"error": "out of time"}
     if done.returncode:
@@ -144,7 +145,7 @@ def measure(shape: str, way: str, steps: int, folder: Path, dry_run: bool) -> di
     """Train `steps` steps and time those after the warm-up."""
     import torch
 
-    documents = make_documents(200 if dry_run else 20_000, SHAPES[shape]["vocab_size"])
+    documents = make_documents(60 if dry_run else 20_000, SHAPES[shape]["vocab_size"])
     model_dir = write_model(folder / "model", SHAPES[shape])
     seen: list[tuple[float, int, int, int]] = []
     with random_weights(), watched_steps(seen), contextlib.redirect_stdout(sys.stderr):
@@ -152,7 +153,8 @@ def measure(shape: str, way: str, steps: int, folder: Path, dry_run: bool) -> di
             train_with_packhaul(documents, model_dir, shape, steps, folder, dry_run)
         else:
             train_with_trl(documents, model_dir, shape, steps, folder, dry_run, packed=way == "trl_packed")
-    (begun, *_), counted = seen[WARM_UP - 1], seen[WARM_UP:]
+    warm_up = 1 if dry_run else WARM_UP
+    (begun, *_), counted = seen[warm_up - 1], seen[warm_up:]
     seconds, tokens, trained, pairs = counted[-1][0] - begun, *(sum(s[i] for s in counted) for i in (1, 2, 3))
     peak = next((value for name, value in PEAKS.items() if name in device_name(dry_run)), None)
     operations = count_operations(SHAPES[shape], tokens, pairs, lora=shape.endswith("_lora"))
