@@ -1,9 +1,10 @@
 #!/bin/bash
-# Submit prepare.sbatch or train.sbatch with the values of env.sh: #SBATCH lines expand nothing and cannot hold them.
+# Submit prepare, train or export.sbatch with the values of env.sh: #SBATCH lines expand nothing and cannot hold them.
 #
 #   slurm/submit.sh [--dry-run] prepare --recipe configs/data/X.yaml --output DIR
 #   slurm/submit.sh [--dry-run] train --config configs/train/X.yaml [--any_option value]
-#   slurm/submit.sh [--dry-run] prepare … then train …      the second starts once the first has succeeded
+#   slurm/submit.sh [--dry-run] export --checkpoint RUN_DIR --output DIR
+#   slurm/submit.sh [--dry-run] prepare … then train … then export …   each starts once the one before has succeeded
 #
 # With PACKHAUL_PREPARE_TASKS above 1, prepare is four jobs, each after the one before: tokenize (a job array), plan,
 # pack (a job array), finish. Submitted again they skip what is done. After a failure, only what is missing:
@@ -16,7 +17,7 @@ cd "$(dirname "$(readlink -f "$0")")/.."
 
 readonly PREPARE_STAGES='tokenize plan pack finish'
 
-usage() { sed -n '4,10s/^# \{0,1\}//p' slurm/submit.sh; }
+usage() { sed -n '4,11s/^# \{0,1\}//p' slurm/submit.sh; }
 
 # stage_options STAGE: set `options`, what this stage asks of SLURM.
 stage_options() {
@@ -30,13 +31,18 @@ stage_options() {
       options+=(--cpus-per-task="$PACKHAUL_PREPARE_CPUS" --mem="$PACKHAUL_PREPARE_MEMORY")
       options+=(--time="$PACKHAUL_PREPARE_TIME")
       ;;
+    export)
+      [ -z "$PACKHAUL_PREPARE_PARTITION" ] || options+=(--partition="$PACKHAUL_PREPARE_PARTITION")
+      options+=(--cpus-per-task="$PACKHAUL_PREPARE_CPUS" --mem="$PACKHAUL_EXPORT_MEMORY")
+      options+=(--time="$PACKHAUL_PREPARE_TIME")
+      ;;
     train)
       [ -z "$PACKHAUL_PARTITION" ] || options+=(--partition="$PACKHAUL_PARTITION")
       [ "$PACKHAUL_GPUS_PER_NODE" = 0 ] || options+=(--gpus-per-node="$PACKHAUL_GPUS_PER_NODE")
       options+=(--nodes="$PACKHAUL_NODES" --cpus-per-task="$PACKHAUL_CPUS_PER_TASK" --mem="$PACKHAUL_MEMORY")
       options+=(--time="$PACKHAUL_TIME" --signal="B:USR1@$PACKHAUL_SIGNAL_SECONDS")
       ;;
-    *) die "there is no stage '$1': prepare or train$(printf '\n%s' "$(usage)")" ;;
+    *) die "there is no stage '$1': prepare, train or export$(printf '\n%s' "$(usage)")" ;;
   esac
 }
 
@@ -58,6 +64,12 @@ flag() {
 # check_stage STAGE ARGS...: the file that its first flag names is there; better said now than by a job in some hours.
 check_stage() {
   local name=--config value
+  if [ "$1" = export ]; then
+    for name in --checkpoint --output; do
+      [ -n "$(flag "$name" "$@" || :)" ] || die "$name DIR is missing$(printf '\n%s' "$(usage)")"
+    done
+    return 0
+  fi
   [ "$1" != prepare ] || { name=--recipe && check_chain "$@"; }
   value=$(flag "$name" "$@") || :
   [ -n "$value" ] || die "$name FILE is missing$(printf '\n%s' "$(usage)")"
@@ -85,9 +97,10 @@ check_chain() {
 
 # submit STAGE SBATCH_ARGS...: after the job submitted before, if any (`previous`); if that fails this is cancelled.
 submit() {
-  local stage=$1 command=(sbatch --parsable "${options[@]}")
+  local stage=$1 command=(sbatch --parsable "${options[@]}") after="${previous:+afterok:$previous}$also_after"
   shift
-  [ -z "$previous" ] || command+=(--dependency=afterok:"$previous" --kill-on-invalid-dep=yes)
+  [ -z "$after" ] || command+=(--dependency="${after#,}")
+  [ -z "$previous" ] || command+=(--kill-on-invalid-dep=yes)
   command+=("$@")
   if [ "$dry_run" = yes ]; then
     printf '%q ' "${command[@]}"
@@ -106,9 +119,22 @@ submit_stage() {
   shift
   if [ "$stage" = prepare ] && [ "$PACKHAUL_PREPARE_TASKS" -gt 1 ]; then
     submit_chain "$@"
+  elif [ "$stage" = train ] && [ "$PACKHAUL_CHAIN" -gt 1 ]; then
+    submit_attempts "$@"
   else
     submit "$stage" "slurm/$stage.sbatch" "$@"
   fi
+}
+
+# submit_attempts ARGS...: the jobs of a training that may not be requeued. They bear one name, and SLURM runs one job of a
+# name at a time; each goes on where the last one saved, and has nothing to do if that one has finished or failed.
+submit_attempts() {
+  local index first=$previous name also_after=,singleton
+  name=$(flag --config "$@") name=packhaul-$(basename "${name%.*}")
+  for ((index = 1; index <= PACKHAUL_CHAIN; index++)); do
+    previous=$first
+    submit train --job-name="$name" --export="ALL,PACKHAUL_CHAIN_INDEX=$index" slurm/train.sbatch "$@"
+  done
 }
 
 # submit_chain ARGS...: the array's tasks get their number from SLURM (prepare.sbatch), all else is said here.
@@ -153,7 +179,7 @@ for_each_stage() {
 }
 
 main() {
-  local dry_run=no previous=''
+  local dry_run=no previous='' also_after=''
   case ${1-} in
     --dry-run) dry_run=yes; shift ;;
     -h | --help) usage; exit 0 ;;

@@ -24,9 +24,10 @@ import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
 name, arguments = Path(sys.argv[0]).name, sys.argv[1:]
-names = ("SLURM_NODEID", "OMP_NUM_THREADS", "INSIDE_SRUN")
+names = ("SLURM_NODEID", "OMP_NUM_THREADS", "INSIDE_SRUN", "INSIDE_CONTAINER", "PET_SIGNALS_TO_HANDLE")
 call = {{"name": name, "arguments": arguments, "env": {{n: os.environ.get(n) for n in names}}}}
-call["ignores_usr1"] = signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
+for number in ("USR1", "TERM"):
+    call["ignores_" + number.lower()] = signal.getsignal(signal.Signals["SIG" + number]) == signal.SIG_IGN
 with open("calls.jsonl", "a") as file:
     file.write(json.dumps(call) + "\n")
 
@@ -50,8 +51,14 @@ if name == "accelerate":
     while first == "waits" and not Path("signalled").exists():
         time.sleep(0.02)
     sys.exit(train(on_signal if first == "waits" else first))
+if name == "apptainer":
+    image = arguments.index("image.sif")
+    sys.exit(subprocess.call(arguments[image + 1 :], env=dict(os.environ, INSIDE_CONTAINER="1")))
 if name == "scancel":
     Path("signalled").touch()
+if name == "scontrol" and arguments[:3] == ["--oneliner", "show", "job"]:
+    print("JobId=31234 JobState=" + os.environ.get("FAKE_STATE", "RUNNING") + " Restarts=0 PreemptTime="
+          + os.environ.get("FAKE_PREEMPT_TIME", "None") + " Requeue=1")
 if name == "scontrol" and arguments[0] == "show":
     print("gpu07\n" + "gpu12\n" * 20000, flush=True)  # more than a pipe holds
 if name == "scontrol" and arguments[0] == "requeue":
@@ -77,6 +84,7 @@ JOB = {
     "PACKHAUL_GPUS_PER_NODE": "4",
     "PACKHAUL_CPUS_PER_TASK": "8",
     "PACKHAUL_VENV": "venv",
+    "PACKHAUL_CHECK_NODES": "0",
     "FAKE_TRAIN": "completes",
 }
 
@@ -96,7 +104,7 @@ class Project:
         binaries = folder / "venv" / "bin"
         binaries.mkdir(parents=True)
         (binaries / "activate").write_text(f'PATH="{binaries}:$PATH"\nunset UNSET; : $UNSET\n')  # as some do
-        for name in ("srun", "scontrol", "scancel", "sbatch", "accelerate"):
+        for name in ("srun", "scontrol", "scancel", "sbatch", "accelerate", "apptainer"):
             (binaries / name).write_text(STAND_IN.format(python=sys.executable))
             (binaries / name).chmod(0o755)
         (binaries / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
@@ -129,11 +137,11 @@ class Project:
     def train(self, **env: str) -> int:
         return self.run("train.sbatch", "--config", "run.yaml", **env)
 
-    def train_with_signal(self, **env: str) -> int:
-        """train.sbatch, which gets USR1 while the training runs."""
+    def train_with_signal(self, number: signal.Signals = signal.SIGUSR1, **env: str) -> int:
+        """train.sbatch, which gets a signal while the training runs."""
         script = self.start("train.sbatch", "--config", "run.yaml", **env)
         wait_for(self.folder / "training")
-        script.send_signal(signal.SIGUSR1)
+        script.send_signal(number)
         return script.wait(30)
 
     @property

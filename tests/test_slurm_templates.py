@@ -53,7 +53,7 @@ def test_mistake_1_each_node_has_its_own_machine_rank(project):
 def test_mistake_2_the_first_host_of_the_node_list_is_the_main_one(project):
     project.train()
     assert {value(call, "--main_process_ip") for call in project.calls("accelerate")} == {"gpu07"}
-    assert project.calls("scontrol")[0]["arguments"] == ["show", "hostnames", "gpu[07,12]"]
+    assert ["show", "hostnames", "gpu[07,12]"] in [call["arguments"] for call in project.calls("scontrol")]
 
 
 def test_mistake_3_the_port_comes_from_the_job_id(project):
@@ -132,7 +132,10 @@ def test_mistake_10_the_exit_code_after_a_signal_is_that_of_the_training(project
 
 def test_the_launcher_survives_the_signal_that_is_meant_for_the_training(project):
     project.train()
-    assert all(call["ignores_usr1"] for call in project.calls("accelerate"))
+    launchers = project.calls("accelerate")
+    assert all(call["ignores_usr1"] and call["ignores_term"] for call in launchers)
+    # torchrun would take TERM again, pass it on, and kill the training 30 s later.
+    assert {call["env"]["PET_SIGNALS_TO_HANDLE"] for call in launchers} == {"SIGINT"}
 
 
 def test_a_task_that_fails_ends_the_others_and_no_variable_is_lost_on_the_way(project):
@@ -165,6 +168,101 @@ def test_mistake_11_requeue_only_after_a_signal_and_a_saved_checkpoint(project, 
     assert (project.train_with_signal(**env), project.requeued()) == (code, requeued), project.log
 
 
+@pytest.mark.parametrize(
+    ("env", "code", "requeued"),
+    [
+        ({}, 0, True),  # a site that sends nothing else
+        ({"FAKE_STATE": "PREEMPTED"}, 0, True),
+        ({"FAKE_STATE": "TIMEOUT"}, 0, True),
+        ({"FAKE_STATE": "CANCELLED"}, 85, False),  # scancel by a person
+    ],
+)
+def test_term_alone_requeues_unless_a_person_cancelled(project, env, code, requeued):
+    found = project.train_with_signal(signal.SIGTERM, FAKE_TRAIN="waits,is preempted", **env)
+    assert (found, project.requeued()) == (code, requeued), project.log
+
+
+@pytest.mark.parametrize(("time", "requeued"), [("2026-01-01T00:00:00", True), ("None", False)])
+def test_preemption_that_only_the_training_hears_is_known_from_slurm(project, time, requeued):
+    project.train(FAKE_TRAIN="is preempted", FAKE_PREEMPT_TIME=time)
+    assert project.requeued() == requeued, project.log
+
+
+def test_a_busy_port_is_passed_over(project):
+    import socket
+
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", 15000 + 31234 % 15000))
+        taken.listen()
+        assert project.train() == 0, project.log
+    ports = {value(call, "--main_process_port") for call in project.calls("accelerate")}
+    assert ports == {str(15001 + 31234 % 15000)}
+    assert "is in use on" in project.log
+
+
+def test_in_a_chain_the_next_job_goes_on_instead_of_a_requeue(project):
+    chain = {"PACKHAUL_CHAIN": "3", "FAKE_TRAIN": "waits,is preempted"}
+    assert project.train_with_signal(PACKHAUL_CHAIN_INDEX="1", **chain) == 0
+    (project.folder / "training").unlink(), (project.folder / "signalled").unlink()
+    assert project.train(PACKHAUL_CHAIN="3", PACKHAUL_CHAIN_INDEX="2", FAKE_TRAIN="completes") == 0
+    started = len(project.calls("accelerate"))
+    assert project.train(PACKHAUL_CHAIN="3", PACKHAUL_CHAIN_INDEX="3", FAKE_TRAIN="fails") == 0
+    assert len(project.calls("accelerate")) == started
+    assert "an earlier job of this chain has finished the training" in project.log
+    assert not project.requeued()
+
+
+def test_a_chain_ends_at_a_failure_and_says_when_it_was_too_short(project):
+    assert project.train(PACKHAUL_CHAIN="2", PACKHAUL_CHAIN_INDEX="1", FAKE_TRAIN="fails") == 3
+    assert project.train(PACKHAUL_CHAIN="2", PACKHAUL_CHAIN_INDEX="2") == 1
+    assert "an earlier job of this chain has failed" in project.log
+    (project.folder / "training").unlink()
+    again = {"PACKHAUL_CHAIN": "2", "FAKE_TRAIN": "waits,is preempted"}
+    assert (
+        project.train_with_signal(PACKHAUL_CHAIN_INDEX="1", **again) == 0
+    )  # submitted again: the failure is forgotten
+    (project.folder / "training").unlink(), (project.folder / "signalled").unlink()
+    assert project.train_with_signal(PACKHAUL_CHAIN_INDEX="2", **again) == 85
+    assert "this was the last job of the chain" in project.log
+
+
+def test_a_chain_is_submitted_as_jobs_of_one_name(project):
+    arguments = ["prepare", "--recipe", "run.yaml", "--output", "s", "then", "train", "--config", "run.yaml"]
+    arguments += ["then", "export", "--checkpoint", "run", "--output", "out"]
+    assert project.run("submit.sh", *arguments, PACKHAUL_CHAIN="2") == 0, project.log
+    calls = project.calls("sbatch")
+    assert [value(call, "--dependency") for call in calls[1:]] == [
+        "afterok:101,singleton",
+        "afterok:101,singleton",
+        "afterok:103",
+    ]
+    assert [value(call, "--job-name") for call in calls[1:3]] == ["packhaul-run"] * 2
+    assert [call["arguments"][-3:] for call in calls[1:3]] == [["slurm/train.sbatch", "--config", "run.yaml"]] * 2
+    exports = [a for call in calls[1:3] for a in call["arguments"] if a.startswith("--export")]
+    assert exports == [f"--export=ALL,PACKHAUL_CHAIN_INDEX={i}" for i in (1, 2)]
+
+
+def test_apptainer_runs_everything_but_slurms_own_commands(project):
+    env = {"PACKHAUL_CONTAINER": "image.sif", "PACKHAUL_CONTAINER_MOUNTS": "/opt", "PACKHAUL_VENV": "none"}
+    assert project.train(**env) == 0, project.log
+    assert all(call["env"]["INSIDE_CONTAINER"] for call in project.calls("accelerate"))
+    assert not any(call["env"]["INSIDE_CONTAINER"] for call in project.calls("scontrol") + project.calls("srun"))
+    words = project.calls("apptainer")[-1]["arguments"]
+    assert words[: words.index("image.sif")] == [
+        *["exec", "--pwd", str(project.folder), "--nv", "--bind", str(project.folder), "--bind", "/opt"],
+    ]
+
+
+def test_pyxis_is_told_on_srun(project):
+    env = {"PACKHAUL_CONTAINER": "me/image:1", "PACKHAUL_CONTAINER_RUNTIME": "pyxis", "PACKHAUL_VENV": "none"}
+    project.train(PACKHAUL_CONTAINER_MOUNTS="/opt", **env)
+    (first, *_) = project.calls("srun")
+    assert value(first, "--container-image") == "me/image:1"
+    assert value(first, "--container-mounts") == f"{project.folder}:{project.folder},/opt:/opt"
+    assert not any(line.startswith("#SBATCH --container") for path in SCRIPTS for line in path.read_text().splitlines())
+
+
 @pytest.mark.parametrize(("what", "code"), [("is preempted", 85), ("fails", 3), ("stops", 1), ("completes", 0)])
 def test_mistake_11_no_requeue_without_a_signal(project, what, code):
     assert (project.train(FAKE_TRAIN=what), project.requeued()) == (code, False), project.log
@@ -178,7 +276,7 @@ def test_mistake_11_the_mark_of_an_earlier_attempt_does_not_count(project):
 
 
 def test_mistake_12_the_folder_of_the_logs_is_there_in_a_fresh_clone():
-    for script in ("train.sbatch", "prepare.sbatch"):
+    for script in ("train.sbatch", "prepare.sbatch", "export.sbatch"):
         folder = Path(directives(script)["output"] or "/").parent
         tracked = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True)
         if tracked.returncode:
