@@ -57,7 +57,8 @@ if name == "apptainer":
 if name == "scancel":
     Path("signalled").touch()
 if name == "scontrol" and arguments[:3] == ["--oneliner", "show", "job"]:
-    print("JobId=31234 JobState=" + os.environ.get("FAKE_STATE", "RUNNING") + " Restarts=0 PreemptTime="
+    print("JobId=31234 JobState=" + os.environ.get("FAKE_STATE", "RUNNING") + " Reason="
+          + os.environ.get("FAKE_REASON", "None") + " Restarts=0 PreemptTime="
           + os.environ.get("FAKE_PREEMPT_TIME", "None") + " Requeue=1")
 if name == "scontrol" and arguments[0] == "show":
     print("gpu07\n" + "gpu12\n" * 20000, flush=True)  # more than a pipe holds

@@ -173,8 +173,10 @@ def test_mistake_11_requeue_only_after_a_signal_and_a_saved_checkpoint(project, 
     [
         ({}, 0, True),  # a site that sends nothing else
         ({"FAKE_STATE": "PREEMPTED"}, 0, True),
-        ({"FAKE_STATE": "TIMEOUT"}, 0, True),
-        ({"FAKE_STATE": "CANCELLED"}, 85, False),  # scancel by a person
+        ({"FAKE_STATE": "COMPLETING", "FAKE_PREEMPT_TIME": "2026-01-01T00:00:00"}, 0, True),
+        ({"FAKE_STATE": "COMPLETING", "FAKE_REASON": "TimeLimit"}, 0, True),
+        ({"FAKE_STATE": "COMPLETING"}, 85, False),  # scancel by a person
+        ({"FAKE_STATE": "CANCELLED"}, 85, False),
     ],
 )
 def test_term_alone_requeues_unless_a_person_cancelled(project, env, code, requeued):

@@ -78,6 +78,14 @@ class SlurmCluster:
             raise RuntimeError(f"{' '.join(map(str, command))}: exit code {result.returncode}\n{result.stdout}")
         return result.stdout
 
+    def cut_node(self, number: int) -> None:
+        """A power failure of a node."""
+        self.run("bash", LAB, "cut_node", self.folder, str(number))
+
+    def start_node(self, number: int) -> None:
+        """The node is back."""
+        self.run("bash", LAB, "start_node", self.folder, str(number))
+
     def submit(self, project: Path, *arguments: str | Path, **env: str) -> dict[str, str]:
         """Call slurm/submit.sh; the job ids that it prints, by stage."""
         lines = self.run(project / "slurm" / "submit.sh", *arguments, cwd=project, **env).splitlines()
@@ -174,6 +182,8 @@ def site() -> dict[str, str]:
         "PACKHAUL_MEMORY": "8G",
         "PACKHAUL_TIME": "10",
         "PACKHAUL_SIGNAL_SECONDS": "60",
+        "PACKHAUL_CHECK_NODES": "0",  # seconds for each job: two tests have it
+        "PACKHAUL_EXPORT_MEMORY": "4G",
         "PACKHAUL_PREPARE_CPUS": "1",
         "PACKHAUL_PREPARE_MEMORY": "4G",
         "PACKHAUL_PREPARE_TIME": "10",

@@ -5,6 +5,7 @@
 #
 #   slurm_lab.sh serve DIR      start it, print "ready PID" and keep it until stdin is closed; state and logs in DIR
 #   nsenter -t PID -n -u -m -p -- COMMAND     run something on the head (with SLURM_CONF=DIR/slurm.conf)
+#   slurm_lab.sh cut_node DIR I               on the head: a power failure of node I; start_node DIR I brings it back
 #
 # The whole cluster lives in one PID namespace whose init waits on stdin: when the caller ends, however it ends, the
 # pipe closes, init exits, and the kernel kills every process and frees every interface of the cluster.
@@ -51,6 +52,7 @@ ReturnToService=2
 JobRequeue=0
 EnforcePartLimits=ALL
 MinJobAge=3600
+SlurmdTimeout=10
 MailProg=/bin/true
 MpiDefault=none
 StateSaveLocation=$DIR/state
@@ -117,6 +119,13 @@ node_init() {
   slurmd -D -N "node$1"
 }
 
+# Everything on the node dies at once and its network with it; SLURM hears of it when the node no longer answers.
+cut_node() {
+  pkill -KILL -f "unshare --uts --mount --pid --fork --kill-child --mount-proc bash $SELF node_init $DIR $1\$" || :
+  ip netns del "node$1"
+  ip link del "veth$1" 2>/dev/null || :
+}
+
 wait_until_idle() {
   for _ in $(seq 150); do
     [ "$(timeout 2 sinfo -h -t idle -o %D 2>/dev/null)" != "$NODES" ] || return 0
@@ -138,5 +147,7 @@ case $command in
     ;;
   head_init) head_init ;;
   node_init) node_init "$3" ;;
+  cut_node) cut_node "$3" ;;
+  start_node) start_node "$3" ;;
   *) sed -n '2,12p' "$SELF" >&2; exit 2 ;;
 esac

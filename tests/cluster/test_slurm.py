@@ -93,19 +93,47 @@ def test_a_cancelled_job_saves_but_is_not_requeued(cluster, project, site):
     cluster.run("scancel", job_id)
     job = cluster.wait(job_id, timeout=50)
     assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0")
-    assert 'not requeued from here; checkpoint saved on the way out: {"step":' in read_log(job)
+    log = read_log(job)
+    assert 'preempted, checkpoint saved: {"step":' in log and "not requeued: the job was cancelled" in log
+
+
+def test_term_alone_is_enough_to_save_and_requeue(cluster, project, site):
+    job_id = submit_stub(cluster, project, {**site, "PACKHAUL_MAX_RESTARTS": "1"}, steps=600)
+    cluster.wait_until(lambda _: (project / "runs/stub/steps.log").is_file(), job_id, timeout=60)
+    cluster.run("scancel", "--batch", "--signal=TERM", job_id)
+    job = cluster.wait(job_id, timeout=120)
+    log = read_log(job)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log
+    steps = project / "runs/stub/steps.log"
+    assert [int(line) for line in steps.read_text().split()] == list(range(1, 601))
+
+
+def test_a_job_goes_on_after_a_power_failure_of_a_node(cluster, project, site):
+    """Nothing is saved on the way: it goes on from the last checkpoint, here none."""
+    job_id = submit_stub(cluster, project, site, steps=100)
+    cluster.wait_until(lambda _: (project / "runs/stub/steps.log").is_file(), job_id, timeout=60)
+    cluster.cut_node(2)
+    cluster.wait_until(lambda job: job["JobState"] != "RUNNING", job_id, timeout=90)
+    cluster.start_node(2)
+    job = cluster.wait(job_id, timeout=150)
+    log = read_log(job)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log
+    assert "attempt 1" in log and (project / "runs/stub/complete.json").exists()
 
 
 def test_a_node_that_lacks_something_is_named_before_training(cluster, project, site):
     lacks = {
         "no network interface ib7 (PACKHAUL_NETWORK_INTERFACE); it has": {"PACKHAUL_NETWORK_INTERFACE": "ib7"},
-        "node node2: /dev/shm is another folder here than on node1": {"PACKHAUL_SHARED_DIRS": "/dev/shm"},
+        "node node2: /dev/shm is another folder here than on the first node": {"PACKHAUL_SHARED_DIRS": "/dev/shm"},
     }
-    jobs = {message: submit_stub(cluster, project, {**site, **change}, steps=10) for message, change in lacks.items()}
+    checked = {**site, "PACKHAUL_CHECK_NODES": "1", "PACKHAUL_MIN_FREE_GIB": "0"}
+    jobs = {
+        message: submit_stub(cluster, project, {**checked, **change}, steps=10) for message, change in lacks.items()
+    }
     for message, job_id in jobs.items():
-        job = cluster.wait(job_id, timeout=30)
+        job = cluster.wait(job_id, timeout=60)
         assert job["JobState"] == "FAILED"
-        assert message in read_log(job), read_log(job)
+        assert message in read_log(job) and "a node cannot train" in read_log(job), read_log(job)
     assert not (project / "runs/stub/rank0.json").exists()
 
 
@@ -116,11 +144,11 @@ def test_plain_sbatch_refuses_a_job_of_another_size_than_env_sh_says(cluster, pr
     assert "this job has 1 node(s), slurm/env.sh says PACKHAUL_NODES=2" in read_log(job)
 
 
-def test_prepare_then_train_is_preempted_and_requeued_and_finishes(cluster, real_project, site):
+def test_prepare_then_train_is_preempted_and_requeued_and_finishes_then_export(cluster, real_project, site):
     arguments = ["prepare", "--recipe", "recipe.yaml", "--output", "shards", "then", "train", "--config", "run.yaml"]
-    prepare, train = cluster.submit(real_project, *arguments, **site).values()
-    command = ["sbatch", "--parsable", f"--dependency=afterok:{train}", "--wrap=test -e runs/tiny/complete.json"]
-    after = cluster.run(*command, cwd=real_project).strip()
+    arguments += ["then", "export", "--checkpoint", "runs/tiny", "--output", "exported"]
+    checked = {"PACKHAUL_CHECK_NODES": "1", "PACKHAUL_MIN_FREE_GIB": "0"}
+    prepare, train, export = cluster.submit(real_project, *arguments, **{**site, **checked}).values()
     assert cluster.job(train)["Dependency"].startswith(f"afterok:{prepare}")
     prepared = cluster.wait(prepare, timeout=120)
     assert prepared["JobState"] == "COMPLETED", read_log(prepared)
@@ -142,4 +170,8 @@ def test_prepare_then_train_is_preempted_and_requeued_and_finishes(cluster, real
     assert (final["world_size"], final["step"]) == (2, 12)
     assert "model.safetensors" in final["files"]
     assert not (run_dir / "preempted.json").exists()
-    assert cluster.wait(after, timeout=20)["JobState"] == "COMPLETED"  # it waited for the end, not the requeue
+    assert "2 node(s) looked at, none lacks anything" in log
+    assert "2 nodes add up 15 MiB by gloo" in log
+    exported = cluster.wait(export, timeout=120)  # it waited for the end, not the requeue
+    assert exported["JobState"] == "COMPLETED", read_log(exported)
+    assert (real_project / "exported/model.safetensors").exists()
