@@ -534,7 +534,7 @@ class TestSchedule:
         assert schedule.total_steps == 6
         assert schedule.warmup_steps == 1
         assert schedule.num_checkpoints == 3  # after 2, 4 and 6
-        assert schedule.num_evaluations == 2
+        assert schedule.num_evaluations == 3  # that of the base model with them
 
     @pytest.mark.parametrize(
         ("more", "words"),

@@ -65,6 +65,25 @@ class OwnOptions:
         "for all of that.",
         True,
     )
+    on_bad_step: str = _own(
+        "What happens to a step whose loss or gradient norm is not a number, or whose loss is a spike (spike_sigma), "
+        "before it reaches the weights. Its documents are written to bad_steps/ in output_dir. ignore: nothing is "
+        "looked at.",
+        "stop",
+        choices=("stop", "skip", "ignore"),
+    )
+    spike_sigma: float | None = _own(
+        "A loss so many standard deviations above the mean of the last 100 steps is a spike, such as 8. Not given: "
+        "none is."
+    )
+    sample_prompts: int = _own(
+        "Held-out prompts per source that are answered at each evaluation, into samples.jsonl and W&B. 0: none.", 2
+    )
+    sample_max_new_tokens: int = _own("The most tokens of such an answer.", 64)
+    early_stopping_patience: int | None = _own(
+        "Stop after so many evaluations in a row that do not improve metric_for_best_model. Not given: never."
+    )
+    early_stopping_threshold: float = _own("What counts as an improvement: more than this.", 0.0)
 
 
 # What packed rows need, whatever the libraries' defaults are; `train.refusals` refuses any other value.
@@ -77,8 +96,9 @@ PACKED_ROWS: dict[str, Any] = {
     "average_tokens_across_devices": True,
 }
 # Other defaults than the libraries'; a run may set them. True would put the mean of earlier losses in the place of a
-# NaN, in the logs and for everything that watches them.
-OWN_DEFAULTS: dict[str, Any] = {"logging_nan_inf_filter": False}
+# NaN, in the logs and for everything that watches them. The evaluation before the first step is what later ones are
+# compared with.
+OWN_DEFAULTS: dict[str, Any] = {"logging_nan_inf_filter": False, "eval_on_start": True}
 _REQUIRED = {
     "data": "the shard directory made by data_prep.prepare",
     "output_dir": "the run directory, where checkpoints and the final model go",
@@ -100,6 +120,11 @@ class RunConfig:
             if name in given:
                 return given[name]
         return {**sft_options(), **model_options()}[name].default
+
+    @property
+    def eval_on_start(self) -> bool:
+        """Whether the base model is evaluated before the first step."""
+        return bool(self.value("eval_on_start")) and self.value("eval_strategy") != "no"
 
     @property
     def optim(self) -> str:
@@ -220,8 +245,24 @@ def _check(values: dict[str, Any], origins: dict[str, str]) -> Iterator[str]:
     for name, meaning in _REQUIRED.items():
         if not values.get(name):
             yield f"{name}: missing: give {meaning}, in the file or as --{name}"
-    if (expected := values.get("expected_world_size")) is not None and expected < 1:
-        yield f"{origins['expected_world_size']}: expected 1 or more, found {expected}"
+    yield from (f"{origins.get(name, name)}: {problem}" for name, problem in _check_own(values))
+
+
+def _check_own(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(option, what is wrong) among our own options."""
+    lowest = {"expected_world_size": 1, "sample_prompts": 0, "sample_max_new_tokens": 1, "early_stopping_patience": 1}
+    for name, least in lowest.items():
+        if (value := values.get(name)) is not None and value < least:
+            yield name, f"expected {least} or more, found {value}"
+    if (sigma := values.get("spike_sigma")) is not None:
+        if sigma <= 0:
+            yield "spike_sigma", f"expected a number above 0, found {sigma}"
+        if values.get("on_bad_step") == "ignore":
+            yield "spike_sigma", "does nothing with on_bad_step: ignore: write stop or skip, or leave it out"
+        if values.get("fp16"):
+            yield "spike_sigma", "is refused with fp16: a skipped step would lower the loss scale: write bf16"
+    if values.get("early_stopping_patience") is not None and not values.get("metric_for_best_model"):
+        yield "early_stopping_patience", "expects metric_for_best_model: name what is to improve, such as eval_loss"
 
 
 def _assemble(values: dict[str, Any]) -> RunConfig:
@@ -241,7 +282,12 @@ def build_sft_config(config: RunConfig) -> SFTConfig:
     from trl import SFTConfig
 
     defaults = {**OWN_DEFAULTS, "data_seed": config.value("seed")}
-    args = SFTConfig(**{**defaults, **config.sft, **PACKED_ROWS})
+    if str(config.value("metric_for_best_model")).endswith("_loss_change"):
+        defaults["greater_is_better"] = False  # the library knows that only of names that end with "loss"
+    if config.own.early_stopping_patience is not None:
+        defaults["restore_callback_states_from_checkpoint"] = True  # how long it has been patient
+    options = {**defaults, **config.sft, **PACKED_ROWS, "eval_on_start": config.eval_on_start}
+    args = SFTConfig(**options)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if args.world_size != launched:  # DeepSpeed without a GPU: every process would train alone, and end with 0
         raise ValueError(

@@ -48,11 +48,23 @@ def pad_to_multiple(dataset: Dataset, multiple: int, token_id: int) -> Dataset:
     return concatenate_datasets([dataset, rows])
 
 
+def number_rows(dataset: Dataset) -> Dataset:
+    """With a column `row`: the number of each row over all shards of the split. Filler rows have the last ones. Rows
+    are read as arrays, not lists: a batch of 8,192 tokens is then made in a quarter of the time."""
+    import numpy as np
+
+    return dataset.add_column("row", np.arange(len(dataset))).with_format("numpy")
+
+
+BATCH_EXTRAS = ("source_ids", "document_rows")  # what SourceCollator adds to a batch; no model knows them
+
+
 class SourceCollator:
-    """TRL's padding-free collator plus `source_ids`, which TRL's drops.
+    """TRL's padding-free collator plus what it drops.
 
     The batch is TRL's: input_ids, labels, position_ids (1, tokens) int64, cu_seq_lens_q/k int32, ...; `source_ids` is
-    (1, tokens) int64: for each token the index of its document's source in the manifest.
+    (1, tokens) int64: for each token the index of its document's source in the manifest. `document_rows`, (documents,)
+    int64, is there if the rows are numbered: for each document the number of its row, -1 for padding.
     """
 
     def __init__(self, collator: Any):
@@ -67,6 +79,9 @@ class SourceCollator:
         ids = torch.repeat_interleave(sources, lengths)
         padding = batch["input_ids"].shape[1] - ids.shape[0]  # pad_to_multiple_of adds tokens at the end
         batch["source_ids"] = torch.nn.functional.pad(ids, (0, padding))[None]
+        if "row" in rows[0]:
+            numbers = torch.tensor([row["row"] for row in rows for _ in row["seq_lengths"]])
+            batch["document_rows"] = torch.nn.functional.pad(numbers, (0, padding), value=-1)
         return batch
 
 

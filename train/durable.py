@@ -28,11 +28,15 @@ class FileRecord:
 
 
 def write_json_atomically(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON so that `path` holds the old content or the new, never a part, whatever is killed."""
+    """Write JSON; see `write_text_atomically`."""
+    write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write so that `path` holds the old content or the new, never a part, whatever is killed."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -33,6 +33,7 @@ def sum_by_source(
     with torch.no_grad():
         for batch in batches:
             sources = batch.pop("source_ids")[0, 1:]
+            batch.pop("document_rows", None)
             # use_cache=False: with a cache, transformers ignores the packing and documents see each other.
             outputs = model(**batch, fused_lm_head=True, use_cache=False)
             columns = torch.stack([-outputs.log_probs[0], outputs.is_top1[0], outputs.label_mask[0]], dim=1)

@@ -47,6 +47,7 @@ def make_record(run_dir: Path, config: Any, world_size: int) -> dict[str, Any]:
         "options": {**config.sft, **config.model},
         "world_size": world_size,
         "git_commit": git_commit(),
+        "baseline": earlier.get("baseline"),
         "wandb_run_id": os.environ.get("WANDB_RUN_ID") or earlier.get("wandb_run_id") or secrets.token_hex(4),
     }
     if earlier and earlier.get("manifest_sha256") != record["manifest_sha256"]:
@@ -62,6 +63,12 @@ def write_record(run_dir: Path, record: dict[str, Any]) -> None:
     """Write run.json atomically; the values of options whose name speaks of a token are left out."""
     options = {k: v for k, v in record["options"].items() if not k.endswith("token")}
     write_json_atomically(run_dir / FILE, {**record, "options": options})
+
+
+def keep_baseline(run_dir: Path, baseline: dict[str, float]) -> None:
+    """Add the base model's evaluation losses, which those of later steps are compared with."""
+    record = read_record(run_dir) or {}
+    write_json_atomically(run_dir / FILE, {**record, "baseline": baseline})
 
 
 def use_wandb_id(record: dict[str, Any], run_dir: Path) -> None:
@@ -112,21 +119,3 @@ def git_commit() -> str | None:
     if commit.returncode:
         return None
     return commit.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
-
-
-def make_wandb_callback(record: dict[str, Any]) -> Any:
-    """Puts the record into the W&B run's config. Other trackers get the options by transformers' own callbacks."""
-    from transformers import TrainerCallback
-
-    class RecordCallback(TrainerCallback):
-        """Runs after transformers' own W&B callback, which has begun the run by then."""
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if not state.is_world_process_zero or "wandb" not in args.report_to:
-                return
-            import wandb
-
-            if wandb.run is not None:
-                wandb.config.update({"packhaul": record}, allow_val_change=True)
-
-    return RecordCallback()

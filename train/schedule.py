@@ -48,7 +48,7 @@ def derive(config: RunConfig, train: dict[str, Any], processes: int) -> Schedule
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
         warmup_steps=_every(config.value("warmup_steps"), total),
-        num_evaluations=_times(config, "eval", total, epochs) + bool(config.value("eval_on_start")),
+        num_evaluations=_times(config, "eval", total, epochs) + config.eval_on_start,
         num_checkpoints=_times(config, "save", total, epochs),
     )
 

@@ -83,6 +83,7 @@ def _train(config: Any) -> None:
         log(f"resuming from {resumed.path} (step {resumed.step})")
         trainer.restore_counters(resumed)
         trainer.check_lead(resumed.extra.get("save_seconds"))
+        args.eval_on_start = False  # the base model was evaluated at the first start
     with resumable(resumed, trainer, config, log) if resumed else nullcontext() as folder:
         trainer.train(resume_from_checkpoint=str(folder) if folder else None)
     if stop.agreed and trainer.state.global_step < trainer.state.max_steps:
@@ -166,11 +167,11 @@ def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict
     from data_prep.shards import TOKENIZER_DIR
     from train import isolation, neftune
     from train.config import build_model_config
-    from train.data import load_split, pad_to_multiple
+    from train.data import load_split, number_rows, pad_to_multiple
     from train.model import check_vocabulary, prepare_model_arguments
-    from train.run_record import make_wandb_callback
     from train.save_parts import rows_per_step
     from train.trainer import PackedSFTTrainer, steps_per_epoch
+    from train.wandb_run import use_safe_wandb
 
     tokenizer = AutoTokenizer.from_pretrained(Path(config.own.data) / TOKENIZER_DIR)
     filler = manifest["end_token_ids"][0]
@@ -186,17 +187,24 @@ def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict
     trainer = PackedSFTTrainer(
         model=model_config.model_name_or_path,
         args=args,
-        train_dataset=pad_to_multiple(train_rows, rows_per_step(args), filler),
+        train_dataset=number_rows(pad_to_multiple(train_rows, rows_per_step(args), filler)),
         eval_dataset=eval_rows
         and pad_to_multiple(eval_rows, args.world_size * args.per_device_eval_batch_size, filler),
         processing_class=tokenizer,
         quantization_config=get_quantization_config(model_config),
         peft_config=get_peft_config(model_config),
-        callbacks=[make_wandb_callback(record), stop, watchdog.make_callback(args)],
+        callbacks=[*_make_callbacks(config), stop, watchdog.make_callback(args)],
         source_names=[source["name"] for source in manifest["sources"]],
         checkpoint_extra={k: record[k] for k in ("manifest_sha256", "wandb_run_id", "git_commit")},
+        shards=[(shard["file"], shard["rows"]) for shard in manifest["splits"]["train"]["shards"]],
+        on_bad_step=config.own.on_bad_step,
+        spike_sigma=config.own.spike_sigma,
+        baseline=record["baseline"],
+        sampler=eval_rows and _make_sampler(config, args, manifest, eval_rows, tokenizer),
     )
     trainer.start_saving(log, config.own.save_in_background)
+    if "wandb" in args.report_to:
+        use_safe_wandb(trainer, record)
     distributed_type = trainer.accelerator.distributed_type.value
     _check_distributed_type(distributed_type, config)
     check_vocabulary(trainer.model, manifest)
@@ -209,6 +217,31 @@ def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict
         f"{steps_per_epoch(rows, args):,} steps an epoch"
     )
     return trainer, stop
+
+
+def _make_callbacks(config: Any) -> list[Any]:
+    from transformers import EarlyStoppingCallback
+
+    if config.own.early_stopping_patience is None:
+        return []
+    return [EarlyStoppingCallback(config.own.early_stopping_patience, config.own.early_stopping_threshold)]
+
+
+def _make_sampler(config: Any, args: Any, manifest: dict[str, Any], eval_rows: Any, tokenizer: Any) -> Any:
+    from train.samples import Sampler, choose_prompts
+
+    new_tokens = config.own.sample_max_new_tokens
+    names = [source["name"] for source in manifest["sources"]]
+    prompts = choose_prompts(eval_rows, names, config.own.sample_prompts, most_tokens=manifest["seq_len"] - new_tokens)
+    if not prompts:
+        return None
+    return Sampler(
+        prompts,
+        tokenizer,
+        Path(args.output_dir),
+        end_token_ids=manifest["end_token_ids"],
+        max_new_tokens=new_tokens,
+    )
 
 
 def _say(message: str) -> None:
