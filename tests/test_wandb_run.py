@@ -44,7 +44,7 @@ def finish() -> None:
     """End the run and wandb's process, which writes what is left."""
     import wandb
 
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(Exception):
         wandb.finish()
         wandb.teardown()
 

@@ -189,7 +189,7 @@ def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict
         args=args,
         train_dataset=number_rows(pad_to_multiple(train_rows, rows_per_step(args), filler)),
         eval_dataset=eval_rows
-        and pad_to_multiple(eval_rows, args.world_size * args.per_device_eval_batch_size, filler),
+        and number_rows(pad_to_multiple(eval_rows, args.world_size * args.per_device_eval_batch_size, filler)),
         processing_class=tokenizer,
         quantization_config=get_quantization_config(model_config),
         peft_config=get_peft_config(model_config),

@@ -43,6 +43,7 @@ def make_wandb_callback(record: dict[str, Any]) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self._worker = Worker()
+            self._uploads = Worker()  # files: these ask the server, and may wait long for it
 
         def setup(self, args: Any, state: Any, model: Any, **kwargs: Any) -> None:
             self._initialized = True
@@ -51,6 +52,7 @@ def make_wandb_callback(record: dict[str, Any]) -> Any:
                 self._worker.submit(lambda: start(args.run_name))
                 self._worker.submit(lambda: base(args, state, model, **kwargs))
                 self._worker.submit(lambda: describe(record))
+                self._upload(lambda: log_report(record))
 
         def on_log(
             self, args: Any, state: Any, control: Any, model: Any = None, logs: Any = None, **kwargs: Any
@@ -67,11 +69,16 @@ def make_wandb_callback(record: dict[str, Any]) -> Any:
         ) -> None:
             base = super().on_train_end
             self._worker.submit(lambda: base(args, state, control, model, processing_class, **kwargs))
-            self._worker.drain(TIMEOUTS["finish_timeout"])
+            if self._worker.drain(TIMEOUTS["finish_timeout"]):
+                self._uploads.drain(TIMEOUTS["finish_timeout"])
 
         def log_samples(self, rows: list[dict[str, Any]]) -> None:
             """A table of answers to held-out prompts; called by the first process."""
-            self._worker.submit(lambda: log_table("samples", rows))
+            self._upload(lambda: log_table("samples", rows))
+
+        def _upload(self, action: Callable[[], None]) -> None:
+            """Once what was asked before, such as the start, is done."""
+            self._worker.submit(lambda: self._uploads.submit(action))
 
     return SafeWandbCallback()
 
@@ -124,10 +131,16 @@ def start(name: str | None) -> None:
 
 
 def describe(record: dict[str, Any]) -> None:
-    """The record into the run's config, the data report beside it."""
+    """The record into the run's config."""
     import wandb
 
     wandb.config.update({"packhaul": record}, allow_val_change=True)
+
+
+def log_report(record: dict[str, Any]) -> None:
+    """The data report as an artifact."""
+    import wandb
+
     files = [Path(record["data"]) / name for name in REPORT_FILES]
     if not all(file.exists() for file in files):
         return
