@@ -87,6 +87,37 @@ def runs(folder, plan):
     return folder
 
 
+@pytest.fixture(scope="module")
+def anew(folder, plan):
+    """Runs whose optimizer begins anew, on fewer processes and on more; the first is refused before."""
+    eight = {"optim": "paged_adamw_8bit"}
+    run(
+        folder,
+        [
+            plan("eight", "cpu_zero2", 2, 4, **eight),
+            {**plan("eight", "cpu_zero2", 1, **eight), "code": 2},
+            plan("eight", "cpu_zero2", 1, reinitialize_optimizer=True, **eight),
+            plan("anew3", "cpu_zero3", 2, 4),
+            plan("anew3", "cpu_zero3", 4, reinitialize_optimizer=True),
+        ],
+    )
+    return folder
+
+
+def test_states_that_cannot_be_rearranged_are_refused_or_begin_anew(anew, runs):
+    log = (anew / "eight.log").read_text()
+    assert "with paged_adamw_8bit, this world has 1: DeepSpeed can only rearrange the states of adamw_torch" in log
+    for name in ("eight", "anew3"):
+        assert "reinitialize_optimizer: only weights are taken" in (anew / f"{name}.log").read_text()
+        losses = {h["step"]: h["loss"] for h in history(anew / name) if "loss" in h}
+        assert sorted(losses) == list(range(1, STEPS + 1))
+        assert rows_by_step(anew, name) == rows_by_step(runs, "twin")
+    twin = {h["step"]: h["loss"] for h in history(runs / "twin") if "loss" in h}
+    losses = {h["step"]: h["loss"] for h in history(anew / "anew3") if "loss" in h}
+    assert losses[5] == pytest.approx(twin[5], abs=1e-6)  # the weights are those of step 4
+    assert losses[7] != pytest.approx(twin[7], abs=1e-6)  # the optimizer is not
+
+
 def rows_by_step(folder: Path, name: str) -> dict[int, Counter]:
     steps: dict[int, Counter] = {}
     for file in (folder / f"{name}-rows").iterdir():

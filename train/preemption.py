@@ -50,15 +50,15 @@ def unmark(run_dir: Path) -> None:
     (run_dir / MARKER).unlink(missing_ok=True)
 
 
-def lead_problem(step_seconds: float, save_seconds: float | None) -> str | None:
+def lead_problem(step_seconds: float, save_seconds: float) -> str | None:
     """Why a save would not fit between the signal and the end, or None.
 
     Args:
         step_seconds: the longest step so far, which may just have begun when the signal comes.
-        save_seconds: from the begin of a save to its publication; None if no save has been measured.
+        save_seconds: from the begin of a save to its publication.
     """
     lead = os.environ.get(LEAD, "")
-    if not lead.isdigit() or save_seconds is None:
+    if not lead.isdigit():
         return None
     needed = step_seconds + save_seconds
     if needed <= int(lead):

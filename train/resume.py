@@ -40,13 +40,28 @@ def _newest_good(config: Any, run_dir: Path, args: Any, log: Callable[[str], Non
         path = gather(newest.path if newest else None)[0]  # others may see an older state of a network file system
         if path is None:
             return None
-        found = checkpoint.read(path)
+        found = _read_everywhere(path)
         problems = _damage(found, config, args)
         if not problems:
             return found
         aside = checkpoint.set_aside(found) if first else None
         log(f"WARNING: {path.name} IS DAMAGED: {'; '.join(problems)}. Renamed to {aside}; trying an older one")
         args.distributed_state.wait_for_everyone()  # nobody looks before it is renamed
+
+
+def _read_everywhere(path: Path) -> Checkpoint:
+    """The checkpoint, as each process sees it; if one cannot, all raise, so that nobody waits for it."""
+    found, error = None, None
+    try:
+        found = checkpoint.read(path)
+    except ValueError as reason:
+        error = str(reason)
+    if errors := [e for e in gather(error) if e]:
+        raise ValueError(
+            f"{path} is complete for the first process, not for another: {errors[0]}: is it shared by all?"
+        )
+    assert found is not None
+    return found
 
 
 def _damage(found: Checkpoint, config: Any, args: Any) -> list[str]:

@@ -23,8 +23,15 @@ from transformers import PreTrainedModel, TrainerCallback
 from train import checkpoint
 from train.counters import read_counters, write_counters
 from train.durable import FileRecord
-from train.preemption import lead_problem
-from train.save_parts import Save, Writer, estimate_size, gather, intercepting_torch_save, rows_per_step
+from train.lead import LeadCheck
+from train.save_parts import (
+    Save,
+    Writer,
+    estimate_size,
+    gather,
+    intercepting_torch_save,
+    rows_per_step,
+)
 from train.snapshot import CopyMemory, available_memory
 from train.universal import after_loading
 from train.world_size import kind_of_states
@@ -35,18 +42,15 @@ _SPARE = 1.05  # of the space needed: the last checkpoint's size says the next o
 _SPARE_MEMORY = 1.5
 
 
-class CheckpointSaving:
+class CheckpointSaving(LeadCheck):
     """Mixin before a transformers Trainer. `checkpoint_extra` is what goes into each marker."""
 
     checkpoint_extra: dict[str, Any]
     published_step: int | None = None  # of the newest checkpoint of this attempt
-    longest_step: float = 0.0  # seconds
     _save_now: Save | None = None  # while the Trainer saves
     _save_pending: Save | None = None  # while the background writes
     _rotation: threading.Thread | None = None
-    _resumed: checkpoint.Checkpoint | None = None
     _sizes: tuple[int, int] | None = None  # bytes of the last checkpoint: in all, of this process
-    _lead_problem: str | None = None  # said already
 
     # What the Trainer has.
     args: Any
@@ -227,13 +231,6 @@ class CheckpointSaving:
             f"checkpoint-{save.step}: training waited {save.stalled:.2f} s, complete after {seconds:.2f} s, {size}"
         )
         self.check_lead(seconds)
-
-    def check_lead(self, save_seconds: float | None) -> None:
-        """Say, once, if a save would not fit between the signal of a preemption and the end."""
-        problem = lead_problem(self.longest_step, save_seconds)
-        if problem and not self._lead_problem:
-            self.say(f"WARNING: {problem}")
-        self._lead_problem = problem
 
     def _publish(self, save: Save, files: dict[str, FileRecord]) -> str | None:
         """On the first process: marker, name, and the old ones away. What went wrong, if anything."""

@@ -82,8 +82,8 @@ def _train(config: Any) -> None:
     if resumed:
         log(f"resuming from {resumed.path} (step {resumed.step})")
         trainer.restore_counters(resumed)
-        trainer.check_lead(resumed.extra.get("save_seconds"))
         args.eval_on_start = False  # the base model was evaluated at the first start
+    trainer.check_lead_at_start()
     with resumable(resumed, trainer, config, log) if resumed else nullcontext() as folder:
         trainer.train(resume_from_checkpoint=str(folder) if folder else None)
     if stop.agreed and trainer.state.global_step < trainer.state.max_steps:

@@ -199,7 +199,7 @@ def kill_at(child: int, folder: Path, moment: str, chance: random.Random) -> boo
 
 def examine(run_dir: Path) -> tuple[int, int]:
     """How many folders have a checkpoint's name and are not complete and unchanged, and the newest step."""
-    bad = newest = 0
+    newest, bad = 0, len(list(run_dir.glob("damaged-*")))
     for folder in checkpoint.named_folders(run_dir):
         try:
             found = checkpoint.read(folder)
