@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"sft: error: {reason}", file=sys.stderr, flush=True)
         return 1
+    finally:
+        watchdog.end_watch()
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,12 @@ class PackedSFTTrainer(CheckpointSaving, DataPosition, SFTTrainer):
                 logs["skipped_steps"] = self.guard.skipped
         super().log(logs, start_time)
 
+    def _evaluated(self, dataloader: Any) -> Iterator[dict[str, Any]]:
+        """The batches; callbacks hear of each, as in the loop that is replaced."""
+        for batch in dataloader:
+            yield self._prepare_inputs(batch)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
     def evaluation_loop(
         self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
@@ -180,7 +187,7 @@ class PackedSFTTrainer(CheckpointSaving, DataPosition, SFTTrainer):
             )
         model = self._wrap_model(self.model, training=False)
         model.eval()
-        batches = (self._prepare_inputs(batch) for batch in dataloader)
+        batches = self._evaluated(dataloader)
         sums = sum_by_source(model, batches, len(self.source_names), self.accelerator)
         metrics = metrics_by_source(sums, self.source_names, metric_key_prefix)
         if self.is_in_train:

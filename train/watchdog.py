@@ -17,6 +17,9 @@ _LOST = {
 }
 
 
+_PATIENCE = 1.25  # times ddp_timeout: the libraries' own error comes first, where there is one
+
+
 def explain(error: RuntimeError) -> str | None:
     """What an error of a collective operation means, or None for any other error."""
     text = str(error)
@@ -39,6 +42,7 @@ def make_callback(args: Any) -> Any:
         """Micro-batches, evaluation batches and saves are progress too."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            watchdog.beat(state.global_step)
             watchdog.start()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -50,6 +54,11 @@ def make_callback(args: Any) -> Any:
             watchdog.stop()
 
     return WatchdogCallback()
+
+
+def end_watch() -> None:
+    """Nothing ends this process any more."""
+    faulthandler.cancel_dump_traceback_later()
 
 
 class Watchdog(threading.Thread):
@@ -64,14 +73,16 @@ class Watchdog(threading.Thread):
     def beat(self, step: int) -> None:
         """Something has gone on."""
         self.step, self.last, self.said = step, time.monotonic(), False
+        # Ends the process even where an operation without a time limit of its own does not let Python run.
+        faulthandler.dump_traceback_later(self.timeout * _PATIENCE, exit=True, file=sys.__stderr__ or sys.stderr)
 
     def stop(self) -> None:
         """Nothing is waited for any more."""
         self._stopped.set()
+        end_watch()
 
     def run(self) -> None:
         """Look every now and then."""
-        self.last = time.monotonic()
         while not self._stopped.wait(min(self.limit / 4, 10)):
             waited = time.monotonic() - self.last
             if waited > self.limit and not self.said:
