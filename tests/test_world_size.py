@@ -37,7 +37,7 @@ def plan(folder, shards, tiny_model_dir):
     """Factory of attempts, all with the same options but for the launch."""
 
     def attempt(name: str, launch: str, processes: int, stop_at: int | None = None, **options):
-        file = folder / f"{name}-{launch}-{processes}.yaml"
+        file = folder / f"{len(list(folder.glob('*.yaml')))}.yaml"
         settings = {
             "data": str(shards),
             "model_name_or_path": str(tiny_model_dir("llama")),

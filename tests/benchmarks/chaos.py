@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder without it")
     options = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    steps = options.steps or 20 + 6 * options.kills
+    steps = options.steps or 20 + 3 * options.kills
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
