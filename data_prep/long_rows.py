@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from data_prep.conversation import BadRow, Conversation, Message
-from data_prep.rendering import IGNORE_INDEX, Renderer, TokenizedExample
+from data_prep.labelling import IGNORE_INDEX, TokenizedExample
+from data_prep.rendering import Renderer
 
 
 @dataclass(frozen=True, slots=True)

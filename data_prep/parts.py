@@ -20,10 +20,10 @@ import numpy as np
 
 from data_prep import languages, task_types
 from data_prep.conversation import BadRow, Conversation
+from data_prep.labelling import TokenizedExample
 from data_prep.long_rows import Fitted
 from data_prep.near_duplicates import NearDuplicates, conversation_text, signatures
 from data_prep.readers import RawRow, Slice
-from data_prep.rendering import TokenizedExample
 from data_prep.shards import to_json, write_atomically
 
 

@@ -11,35 +11,19 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from data_prep.chat_templates import ChatTemplate, special_token_ids
 from data_prep.control_tokens import ControlTokens
 from data_prep.conversation import BadRow, Conversation, Message
-from data_prep.encoded_text import EncodedText, Span, TextEncoder
+from data_prep.encoded_text import Span, TextEncoder
+from data_prep.labelling import IGNORE_INDEX, Labeller, TokenizedExample
 from data_prep.skeletons import Skeletons
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORE_INDEX = -100  # torch's cross-entropy skips it
 _INLINE_REASONING = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedExample:
-    """One document. Unshifted: the model shifts."""
-
-    input_ids: np.ndarray  # (length,) int32
-    labels: np.ndarray  # (length,) int32, IGNORE_INDEX where not trained
-
-    @property
-    def num_trained(self) -> int:
-        """Tokens that count in the loss."""
-        return int((self.labels != IGNORE_INDEX).sum())
 
 
 class Renderer:
@@ -69,13 +53,12 @@ class Renderer:
         self.train_on = train_on
         self.reasoning = reasoning
         self._policy = control_tokens
-        self._special_id_set = frozenset(self.special_ids.values())
         self.encoder = TextEncoder(tokenizer.backend_tokenizer)
         self._control = ControlTokens(self.encoder, self.special_ids)
         self._native_reasoning = any(key in template.text for key in ("reasoning_content", "thinking"))
         self._template_arguments: dict[str, Any] = {**tokenizer.special_tokens_map}
         self._skeletons = Skeletons(template, self._apply_marked)
-        self._bos = tokenizer.bos_token_id
+        self._labeller = Labeller(self.encoder, frozenset(self.special_ids.values()), tokenizer.bos_token_id)
         self._lead = ""  # what the generation prompt gives of the marked text
         self._lead = self._probe_lead()
         self.end_token_ids = self._probe()
@@ -95,7 +78,7 @@ class Renderer:
                 results[i] = bad
         encoded = self.encoder.encode_batch([text for _, text, _ in plain])
         for (i, text, trained), tokens in zip(plain, encoded, strict=True):
-            results[i] = self._labelled(text, tokens, trained)
+            results[i] = self._labeller.label(text, tokens, trained)
         return [r for r in results if r is not None]
 
     def use_fast_encoder(self, sample: Sequence[Conversation]) -> str | None:
@@ -224,38 +207,7 @@ class Renderer:
             found = self._control.spelled_in(conversation)
             raise BadRow("control_token_in_text", f"the text spells the control token {found!r}")
         shielded, restore = self._control.shield(conversation)
-        return self._labelled(*restore(*self._render_text(shielded)))
-
-    def _labelled(self, text: str, tokens: EncodedText, spans: list[Span]) -> TokenizedExample | BadRow:
-        input_ids = tokens.ids
-        labels = np.full(input_ids.size, IGNORE_INDEX, dtype=np.int32)
-        try:
-            for span in spans:
-                first, last = _token_range(tokens, span)
-                last = self._end_of_turn(text, tokens, first, last)
-                labels[first : last + 1] = input_ids[first : last + 1]
-        except BadRow as bad:
-            return bad
-        if self._bos is not None and input_ids[:2].tolist() == [self._bos, self._bos]:
-            return BadRow("double_bos", "the document starts with two BOS tokens")
-        return TokenizedExample(input_ids, labels)
-
-    def _end_of_turn(self, text: str, tokens: EncodedText, first: int, last: int) -> int:
-        """The token that ends the turn; only white space may follow it within the marks, and that is not trained."""
-        end = last
-        while end > first and tokens.ids.item(end) not in self._special_id_set:
-            end -= 1
-        rest = text[tokens.characters_of(end)[1] : tokens.characters_of(last)[1]]
-        if tokens.ids.item(end) not in self._special_id_set or rest.strip():
-            said = self.encoder.backend.decode(
-                tokens.ids[max(first, last - 3) : last + 1].tolist(), skip_special_tokens=False
-            )
-            raise BadRow(
-                "untrained_end",
-                f"the trained text ends in {said!r}, not in a "
-                "control token: a model trained so never stops. Put the end-of-turn token inside {% generation %}",
-            )
-        return end
+        return self._labeller.label(*restore(*self._render_text(shielded)))
 
     def _probe_lead(self) -> str:
         """What stands both in the generation prompt and in the marks: the model is given it, so it is not trained.
@@ -296,22 +248,6 @@ class Renderer:
 
 _PLAIN_KEYS = {"role", "content"}
 _PROBE = (Message("user", "Say hello."), Message("assistant", "Hello."))
-
-
-def _token_range(tokens: EncodedText, span: Span) -> Span:
-    """First and last token of the characters [start, end)."""
-    start, end = span
-    found = tokens.tokens_of(start, end)
-    if found is None:
-        raise BadRow("no_trained_tokens", f"no token begins at character {start} or ends at {end}")
-    begins, ends = tokens.characters_of(found[0]), tokens.characters_of(found[1])
-    if begins[0] != start or ends[1] != end:
-        raise BadRow(
-            "straddling_token",
-            f"a token covers characters {begins} or {ends}, but {span} is trained: the text there merges with the "
-            "template's (a leading line break, say)",
-        )
-    return found
 
 
 def _has_calls(conversation: Conversation) -> bool:

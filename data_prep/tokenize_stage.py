@@ -9,13 +9,14 @@ from data_prep.chat_templates import load_tokenizer, resolve_chat_template
 from data_prep.conversation import BadRow, Conversation
 from data_prep.decontamination import evaluation_index
 from data_prep.filters import check, check_trained_tokens
+from data_prep.labelling import TokenizedExample
 from data_prep.languages import LANGUAGES, detect_conversation
 from data_prep.long_rows import fit
 from data_prep.parts import Part, PartWriter
 from data_prep.pii import mask_conversation
 from data_prep.readers import RawRow, read_slice
 from data_prep.recipe import Recipe, Source
-from data_prep.rendering import Renderer, TokenizedExample
+from data_prep.rendering import Renderer
 from data_prep.sources import to_conversation
 
 _SAMPLED_PLACES, _SAMPLED_ROWS = 8, 64

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from data_prep.chat_templates import resolve_chat_template
 from data_prep.conversation import Conversation, Message
-from data_prep.rendering import IGNORE_INDEX, Renderer, TokenizedExample
+from data_prep.labelling import IGNORE_INDEX, TokenizedExample
+from data_prep.rendering import Renderer
 
 SPELLINGS = [
     "<|im_start|>",

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from data_prep import inspect_shards, prepare
 from data_prep.chat_templates import resolve_chat_template
 from data_prep.conversation import BadRow, Conversation, Message
+from data_prep.labelling import IGNORE_INDEX
 from data_prep.long_rows import fit
-from data_prep.rendering import IGNORE_INDEX, Renderer
+from data_prep.rendering import Renderer
 from data_prep.shards import read_manifest, read_rows, shard_files
 
 SYSTEM = Message("system", "Be kind.")

@@ -6,9 +6,10 @@ import pytest
 
 from data_prep.chat_templates import load_tokenizer, resolve_chat_template
 from data_prep.conversation import BadRow, Conversation
+from data_prep.labelling import IGNORE_INDEX
 from data_prep.readers import read_slice, slice_source
 from data_prep.recipe import Source
-from data_prep.rendering import IGNORE_INDEX, Renderer
+from data_prep.rendering import Renderer
 from data_prep.sources import resolve_form, to_conversation
 
 FILES = [  # file, rows at most

@@ -16,7 +16,8 @@ from data_prep.chat_templates import (
     special_token_ids,
 )
 from data_prep.conversation import BadRow, Conversation, Message, ToolCall
-from data_prep.rendering import IGNORE_INDEX, Renderer
+from data_prep.labelling import IGNORE_INDEX
+from data_prep.rendering import Renderer
 
 # A vocabulary of whole words, so that ids can be written out by hand.
 SPECIAL = [

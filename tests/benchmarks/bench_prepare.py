@@ -181,7 +181,7 @@ def profile(data: Path, output: Path, encoder: str) -> dict[str, float]:
     step("look for control tokens", lambda: [renderer._control.spelled_in(c) for c in conversations])
     rendered = step("render", lambda: [renderer._render_text(c) for c in conversations])
     tokens = step("encode", lambda: renderer.encoder.encode_batch([text for text, _ in rendered]))
-    label = renderer._labelled
+    label = renderer._labeller.label
     examples = step("label", lambda: [label(t, e, s) for (t, s), e in zip(rendered, tokens, strict=True)])
     step("task type", lambda: [classify(c) for c in conversations])
     step("language", lambda: [detect_conversation(c) for c in conversations])

@@ -1,0 +1,85 @@
+"""An encoded text and the spans that are trained -> ids and labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.conversation import BadRow
+from data_prep.encoded_text import EncodedText, Span, TextEncoder
+
+IGNORE_INDEX = -100  # torch's cross-entropy skips it
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedExample:
+    """One document. Unshifted: the model shifts."""
+
+    input_ids: np.ndarray  # (length,) int32
+    labels: np.ndarray  # (length,) int32, IGNORE_INDEX where not trained
+
+    @property
+    def num_trained(self) -> int:
+        """Tokens that count in the loss."""
+        return int((self.labels != IGNORE_INDEX).sum())
+
+
+class Labeller:
+    """Makes labels with one tokenizer.
+
+    Args:
+        special_ids: ids of the control tokens; one of them has to end each trained span.
+        bos: id of the BOS token, if there is one.
+    """
+
+    def __init__(self, encoder: TextEncoder, special_ids: frozenset[int], bos: int | None):
+        self._encoder, self._special_ids, self._bos = encoder, special_ids, bos
+
+    def label(self, text: str, tokens: EncodedText, spans: list[Span]) -> TokenizedExample | BadRow:
+        """The example; a BadRow if a span does not begin and end with tokens, or not with an end of turn."""
+        input_ids = tokens.ids
+        labels = np.full(input_ids.size, IGNORE_INDEX, dtype=np.int32)
+        try:
+            for span in spans:
+                first, last = _token_range(tokens, span)
+                last = self._end_of_turn(text, tokens, first, last)
+                labels[first : last + 1] = input_ids[first : last + 1]
+        except BadRow as bad:
+            return bad
+        if self._bos is not None and input_ids[:2].tolist() == [self._bos, self._bos]:
+            return BadRow("double_bos", "the document starts with two BOS tokens")
+        return TokenizedExample(input_ids, labels)
+
+    def _end_of_turn(self, text: str, tokens: EncodedText, first: int, last: int) -> int:
+        """The token that ends the turn; only white space may follow it within the marks, and that is not trained."""
+        end = last
+        while end > first and tokens.ids.item(end) not in self._special_ids:
+            end -= 1
+        rest = text[tokens.characters_of(end)[1] : tokens.characters_of(last)[1]]
+        if tokens.ids.item(end) not in self._special_ids or rest.strip():
+            said = self._encoder.backend.decode(
+                tokens.ids[max(first, last - 3) : last + 1].tolist(), skip_special_tokens=False
+            )
+            raise BadRow(
+                "untrained_end",
+                f"the trained text ends in {said!r}, not in a "
+                "control token: a model trained so never stops. Put the end-of-turn token inside {% generation %}",
+            )
+        return end
+
+
+def _token_range(tokens: EncodedText, span: Span) -> Span:
+    """First and last token of the characters [start, end)."""
+    start, end = span
+    found = tokens.tokens_of(start, end)
+    if found is None:
+        raise BadRow("no_trained_tokens", f"no token begins at character {start} or ends at {end}")
+    begins, ends = tokens.characters_of(found[0]), tokens.characters_of(found[1])
+    if begins[0] != start or ends[1] != end:
+        raise BadRow(
+            "straddling_token",
+            f"a token covers characters {begins} or {ends}, but {span} is trained: the text there merges with the "
+            "template's (a leading line break, say)",
+        )
+    return found
