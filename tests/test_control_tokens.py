@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.chat_templates import resolve_chat_template
-from data_prep.conversation import Conversation, Message
+from data_prep.conversation import BadRow, Conversation, Message
 from data_prep.labelling import IGNORE_INDEX, TokenizedExample
 from data_prep.rendering import Renderer
 
@@ -53,7 +53,10 @@ PIECES += [
     "\x1a",
 ]
 TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), min_size=1, max_size=12).map("".join)
-TEXTS = TEXTS.filter(lambda text: text.strip() and text.encode("utf-8", "ignore").decode() == text)
+# A row that uses the stand-ins' own private character is dropped, with the reason (see the last test).
+TEXTS = TEXTS.filter(
+    lambda text: text.strip() and text.encode("utf-8", "ignore").decode() == text and "\U0010fffd" not in text
+)
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +81,9 @@ def test_the_ids_say_the_text_and_hold_the_control_ids_of_the_template_only(rend
     assert special == [start, end] * len(said)
     trained = [i for i in example.labels.tolist() if i != IGNORE_INDEX]
     assert tokenizer.decode(trained) == "".join(f"{answer.strip()}<|im_end|>" for _, answer in turns)
+
+
+def test_a_row_that_uses_the_private_character_needed_is_dropped_with_the_reason(renderer):
+    messages = (Message("user", "<|im_start|>"), Message("assistant", "\U0010fffd"))
+    bad = renderer.render([Conversation(messages, "s", 0)])[0]
+    assert isinstance(bad, BadRow) and "private characters" in bad.detail
