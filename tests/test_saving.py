@@ -169,7 +169,7 @@ def test_a_full_disk(make_run, uninterrupted, tmp_path, capsys):
         assert output.count("IS NOT SAVED") == 2 and f"{disk / 'run'} has 0.00 GiB free" in output
         assert [c.step for c in checkpoint.find_checkpoints(disk / "run")] == [2]
         assert not list((disk / "run").glob(".saving-*"))
-        run_here(config)
+        run_here(config, "--max_steps", "7")
         assert "GiB are free in" in capsys.readouterr().out  # the check before the save
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -22,13 +22,17 @@ from train.durable import DIGEST, FileRecord, digest, flush, fsync_folder, renam
 
 MARKER = "complete.json"
 # Names at the top of a run directory that live on after the final model is published, so they are no part of it.
-NOT_LISTED = (MARKER, ".*", "checkpoint-*", "run.json", "runs", "wandb", "logs", "*.log")
+NOT_LISTED = (
+    *(MARKER, ".*", "checkpoint-*", "damaged-*", "aside-*", "run.json", "preempted.json"),
+    *("samples.jsonl", "bad_steps", "README.md", "runs", "wandb", "logs", "*.log", "*.out"),
+)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _DELETING = ".deleting-"
 _SAVING = ".saving-"
 UNIVERSAL = ".universal-"
 _DAMAGED = "damaged-"
+_ASIDE = "aside-"
 _OWN_KEYS = ("step", "world_size", "files", "digests", "digest")
 
 
@@ -154,6 +158,14 @@ def set_aside(checkpoint: Checkpoint) -> Path:
     return target
 
 
+def put_aside(folder: Path) -> Path:
+    """Rename a checkpoint of a course of the run that was given up; where it is now."""
+    target = folder.with_name(_ASIDE + folder.name)
+    shutil.rmtree(target, ignore_errors=True)
+    rename(folder, target)
+    return target
+
+
 def is_checkpoint_name(name: str) -> bool:
     """Whether a folder of this name is a checkpoint, not a run directory."""
     return _NAME.fullmatch(name) is not None
@@ -202,8 +214,8 @@ def surplus(run_dir: Path, *, keep: int | None, best: Path | None) -> list[Path]
     protected = {newest.path.name} | ({Path(best).name} if best else set())
     too_many = max(0, len(complete) - keep) if keep else 0
     old = [c.path for c in complete if c.path.name not in protected][:too_many]
-    cut_off = [f for f in named_folders(run_dir) if _step(f) < newest.step and not (f / MARKER).exists()]
-    return sorted(old + [f for f in cut_off if f.name not in protected], key=_step)
+    cut_off = [f for f in named_folders(run_dir) if step_of(f) < newest.step and not (f / MARKER).exists()]
+    return sorted(old + [f for f in cut_off if f.name not in protected], key=step_of)
 
 
 def delete(folder: Path) -> None:
@@ -273,7 +285,8 @@ def _read_or_none(folder: Path) -> Checkpoint | None:
         return None
 
 
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The step in a checkpoint folder's name."""
     named = _NAME.fullmatch(folder.name)
     assert named, f"{folder} is not a checkpoint folder"
     return int(named[1])
@@ -282,7 +295,7 @@ def _step(folder: Path) -> int:
 def named_folders(run_dir: Path) -> list[Path]:
     """Everything named like a checkpoint, complete or not, lowest step first."""
     entries = Path(run_dir).iterdir() if Path(run_dir).is_dir() else []
-    return sorted((e for e in entries if is_checkpoint_name(e.name) and e.is_dir()), key=_step)
+    return sorted((e for e in entries if is_checkpoint_name(e.name) and e.is_dir()), key=step_of)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,32 @@ import torch
 import transformers.trainer
 from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler
 from torch.utils.data import BatchSampler, Sampler
+from transformers import EarlyStoppingCallback
 
 
 class DataPosition:
-    """Mixin before a transformers Trainer: the batches of the steps done are not made and thrown away."""
+    """Mixin before a transformers Trainer: the batches of the steps done are not made and thrown away, and a run that
+    is at its end makes no step more (the Trainer looks only after a step)."""
+
+    state: Any
+    control: Any
+    callback_handler: Any
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step >= self.state.max_steps or self._stopped_early():
+            self.control.should_training_stop = True
+            return None
         original = transformers.trainer.skip_first_batches
         transformers.trainer.skip_first_batches = skip_batches
         try:
             return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
         finally:
             transformers.trainer.skip_first_batches = original
+
+    def _stopped_early(self) -> bool:
+        """Whether the checkpoint was saved when early stopping had lost its patience."""
+        stoppers = [c for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
+        return any(c.early_stopping_patience_counter >= c.early_stopping_patience for c in stoppers)
 
 
 class _From(Sampler[int]):

@@ -5,8 +5,10 @@ Standard library and xxhash only: importing this costs nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +88,15 @@ def rename(folder: Path, target: Path) -> None:
     """Rename and make the new name durable."""
     folder.rename(target)
     fsync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def warning(consequence: str) -> Iterator[None]:
+    """Say that something could not be written, such as for a full quota, instead of ending the training over it."""
+    try:
+        yield
+    except OSError as error:
+        print(f"WARNING: {consequence}: {error}", file=sys.stderr, flush=True)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from train import durable
 from train.durable import write_json_atomically
 from train.monitoring import document_sources
 
@@ -77,9 +78,11 @@ class StepGuard:
         rows = batch.get("document_rows", batch["cu_seq_lens_q"][:-1] * 0 - 1)
         self._documents.append((rows, batch["cu_seq_lens_q"].diff(), document_sources(batch), sums))
         self._loss = self._loss + loss.detach()
-        if not last or not (self._sigma or self._scaled):
+        if not last:
             return loss
-        self._loss = mean_over_processes(self._loss)
+        self._loss = mean_over_processes(self._loss)  # so that all processes judge alike
+        if not self._sigma:
+            return loss
         # Not torch.where(..., nan, loss): that has a gradient of zero, not of NaN.
         return loss * torch.where(self._loss > self._limit(), torch.nan, 1.0)
 
@@ -148,9 +151,10 @@ class StepGuard:
         rows = [row for found in gather_objects(self._rows(documents)) for row in found]
         path = self._run_dir / FOLDER / f"step-{step}.json"
         if is_first():
-            path.parent.mkdir(parents=True, exist_ok=True)
             content = {"step": step, "reason": reason, "loss": number(loss), "grad_norm": number(norm), "rows": rows}
-            write_json_atomically(path, content)
+            with durable.warning(f"the documents of step {step} are not kept in {path}"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json_atomically(path, content)
         return path
 
     def _rows(self, documents: list[tuple[torch.Tensor, ...]]) -> list[dict[str, Any]]:

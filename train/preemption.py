@@ -89,4 +89,9 @@ def make_callback() -> Any:
             control.should_save = True
             control.should_training_stop = True
 
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            """The Trainer ends the epoch when it stops in its middle: no evaluation and no second save belong there."""
+            if self.agreed and not float(state.epoch).is_integer():
+                control.should_log = control.should_evaluate = control.should_save = False
+
     return PreemptionCallback()

@@ -154,6 +154,9 @@ def _ignored(sft: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "does nothing with loss_type: dft, which has a loss of its own: choose one of them",
         )
     optim = str(sft.get("optim", ""))
+    if optim.startswith("schedule_free"):
+        reason = "its weights must be swapped around each evaluation and save, which nothing does here"
+        yield "optim", f"{optim!r} is refused: {reason}: choose another"
     if optim in ("lomo", "adalomo") or optim.endswith("_layerwise"):
         reason = (
             "it updates weights in the backward pass of each micro-batch, so that accumulation and clipping do nothing"

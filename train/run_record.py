@@ -48,6 +48,7 @@ def make_record(run_dir: Path, config: Any, world_size: int) -> dict[str, Any]:
         "world_size": world_size,
         "git_commit": git_commit(),
         "baseline": earlier.get("baseline"),
+        "branch": earlier.get("branch"),
         "wandb_run_id": os.environ.get("WANDB_RUN_ID") or earlier.get("wandb_run_id") or secrets.token_hex(4),
     }
     if earlier and earlier.get("manifest_sha256") != record["manifest_sha256"]:

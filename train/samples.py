@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train import durable, watchdog
 from train.durable import write_text_atomically
 from train.guard import gather_objects, is_first
 
@@ -72,10 +73,12 @@ class Sampler:
             number = first + rank
             answer = self._answer(model, self._prompts[number if number < len(self._prompts) else first])
             mine.append((number, answer))
+            watchdog.progress()
         answers = dict(pair for pairs in gather_objects(mine) for pair in pairs)
         rows = [self._row(step, prompt, answers[i]) for i, prompt in enumerate(self._prompts)]
         if is_first():
-            self._keep(step, rows)
+            with durable.warning(f"the answers of step {step} are not kept in {self._file}"):
+                self._keep(step, rows)
         return rows
 
     def _answer(self, model: Any, prompt: Prompt) -> list[int]:

@@ -13,8 +13,18 @@ from typing import Any
 
 import torch
 
+from train import watchdog
 from train.durable import FileRecord, move
 from train.snapshot import CopyMemory
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best checkpoint so far, by metric_for_best_model."""
+
+    step: int | None = None
+    metric: float | None = None
+    path: str | None = None
 
 
 @dataclass
@@ -25,7 +35,7 @@ class Save:
     target: Path  # the folder that all processes fill, before it has its name
     own: Path  # what the Trainer takes for the run directory: this process fills `checkpoint-N` in it
     extra: dict[str, Any]  # for the marker
-    best: str | None  # the best checkpoint's path
+    best: Best
     memory: CopyMemory | None  # where states are copied, to be written later; None: they are written at once
     begun: float = field(default_factory=time.perf_counter)
     tasks: list[Callable[[], Any]] = field(default_factory=list)  # what is to be written later
@@ -71,18 +81,24 @@ class Writer(threading.Thread):
         super().__init__(name="checkpoint-writer", daemon=True)
         self.save = save
         self.files: dict[str, FileRecord] = {}  # by path below the folder
+        self.progress = 0  # things done so far
 
     def run(self) -> None:
         """Never raises: the save's `errors` say what went wrong."""
         with self.save.noting():
-            while self.save.tasks:
-                self.save.tasks.pop(0)()
-            if self.save.memory:
-                self.save.memory.release()
+            try:
+                while self.save.tasks:
+                    self.save.tasks.pop(0)()
+                    self.progress += 1
+            finally:  # a failed write must not keep its copies: the next save makes new ones
+                self.save.tasks.clear()
+                if self.save.memory:
+                    self.save.memory.release()
             for file in sorted(p for p in self.save.files_folder.rglob("*") if p.is_file()):
                 name = file.relative_to(self.save.files_folder)
                 (self.save.target / name).parent.mkdir(parents=True, exist_ok=True)
                 self.files[name.as_posix()] = move(file, self.save.target / name)
+                self.progress += 1
 
 
 @contextlib.contextmanager
@@ -111,6 +127,23 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def wait_for_writers(writer: Writer, device: Any) -> None:
+    """Wait until the writers of all processes are done. Every process must call it. No process waits for another's
+    files inside one collective operation, which has a limit of time, and every file written is a sign of life."""
+    seen = -1
+    while True:
+        state = torch.tensor([int(writer.is_alive()), writer.progress], device=device)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(state)
+        alive, progress = state.tolist()
+        if progress != seen:
+            seen = progress
+            watchdog.progress()
+        if not alive:
+            return
+        writer.join(0.2)
 
 
 def estimate_size(model: Any, args: Any) -> int:

@@ -20,21 +20,24 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
-from train import checkpoint
+from train import checkpoint, preemption, watchdog
 from train.counters import read_counters, write_counters
-from train.durable import FileRecord
+from train.durable import FileRecord, warning
 from train.lead import LeadCheck
+from train.resumed_options import apply_options
 from train.save_parts import (
+    Best,
     Save,
     Writer,
     estimate_size,
     gather,
     intercepting_torch_save,
     rows_per_step,
+    wait_for_writers,
 )
 from train.snapshot import CopyMemory, available_memory
 from train.universal import after_loading
-from train.world_size import kind_of_states
+from train.world_size import best_loadable, kind_of_states
 
 # Trackers that read `checkpoint-N` as soon as the trainer says that it saved.
 _READ_AT_ONCE = frozenset({"mlflow", "clearml", "flyte"})
@@ -51,6 +54,14 @@ class CheckpointSaving(LeadCheck):
     _save_pending: Save | None = None  # while the background writes
     _rotation: threading.Thread | None = None
     _sizes: tuple[int, int] | None = None  # bytes of the last checkpoint: in all, of this process
+    _best_published: Best = Best()
+    stop: Any = None  # the callback of train.preemption
+    asked_groups: list[dict[str, Any]] | None = None  # see train.resumed_options
+
+    @property
+    def preempted(self) -> bool:
+        """Whether all processes have agreed to save and stop before the end."""
+        return bool(self.stop and self.stop.agreed and self.state.global_step < self.state.max_steps)
 
     # What the Trainer has.
     args: Any
@@ -117,9 +128,10 @@ class CheckpointSaving(LeadCheck):
         extra = {**self.checkpoint_extra, "num_tokens": int(getattr(self, "_total_train_tokens", 0))}
         extra |= {"rows_per_step": rows_per_step(self.args), **kind_of_states(self)}
         memory = self._memory if all(enough for _, enough in answers) else None
+        best = Best(self.state.best_global_step, self.state.best_metric, self._best(run_dir))
         if self.in_background and not memory:
             self.say("a node has too little memory for a copy of the states: training waits while they are written")
-        return Save(step, folder / "all", own, extra, self._best(run_dir), memory, begun)
+        return Save(step, folder / "all", own, extra, best, memory, begun)
 
     def _save_states(self, save: Save, model: Any, trial: Any) -> None:
         with save.noting():
@@ -131,9 +143,19 @@ class CheckpointSaving(LeadCheck):
                     torch.distributed.barrier()
         with save.noting():
             write_counters(self, save.files_folder)
-            self.state.best_model_checkpoint = save.best  # the Trainer knows the folder by its passing name
+            self.state.best_model_checkpoint = save.best.path  # the Trainer knows the folder by its passing name
             if self.args.should_save:
                 self.state.save_to_json(str(save.files_folder / "trainer_state.json"))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL writes it before each save, on the first process alone."""
+        with warning("the model card is not written"):
+            super().create_model_card(*args, **kwargs)  # type: ignore[misc]
+
+    def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether this is the best so far. With save_strategy: best that decides about a save, which a preemption needs
+        whatever the metric."""
+        return super()._determine_best_metric(*args, **kwargs) or self.preempted  # type: ignore[misc]
 
     def _best(self, run_dir: Path) -> str | None:
         """The path of the best checkpoint; the Trainer would look for the new one before it has its name."""
@@ -186,16 +208,23 @@ class CheckpointSaving(LeadCheck):
     def _load_best_model(self) -> None:
         self.finish_save()
         self.accelerator.wait_for_everyone()
-        super()._load_best_model()  # type: ignore[misc]
+        watchdog.progress()
+        with best_loadable(self, self.say) as loadable:
+            if loadable:
+                super()._load_best_model()  # type: ignore[misc]
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer would delete the newest checkpoint here, if one checkpoint is kept and another is the best."""
+        """The Trainer would delete the newest checkpoint here, if one checkpoint is kept and another is the best. After
+        a preemption nothing that takes time comes before the mark, and the best model is not loaded."""
         self.finish_save()
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        if self.preempted and self.published_step == self.state.global_step and self.args.process_index == 0:
+            preemption.mark(Path(self.args.output_dir), self.state.global_step)
+        limit, loads_best = self.args.save_total_limit, self.args.load_best_model_at_end
+        self.args.save_total_limit, self.args.load_best_model_at_end = None, loads_best and not self.preempted
         try:
             return super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
         finally:
-            self.args.save_total_limit = limit
+            self.args.save_total_limit, self.args.load_best_model_at_end = limit, loads_best
             if self._rotation:
                 self._rotation.join()
 
@@ -212,7 +241,7 @@ class CheckpointSaving(LeadCheck):
         save, self._save_pending = self._save_pending, None
         if save is None or save.writer is None:
             return
-        save.writer.join()
+        wait_for_writers(save.writer, self.args.device)
         save.stalled = save.stalled or time.perf_counter() - save.begun
         parts = gather((save.writer.files, save.errors))
         problems = [problem for _, errors in parts for problem in errors]
@@ -224,7 +253,7 @@ class CheckpointSaving(LeadCheck):
             self._give_up(save.step, problems, save.target.parent)
             return
         self._sizes = (sum(r.size for r in files.values()), sum(r.size for r in save.writer.files.values()))
-        self.published_step = save.step
+        self.published_step, self._best_published = save.step, save.best
         seconds = time.perf_counter() - save.begun
         size = f"{self._sizes[0] / 2**20:,.1f} MiB"
         self.say(
@@ -245,7 +274,7 @@ class CheckpointSaving(LeadCheck):
         shutil.rmtree(save.target.parent, ignore_errors=True)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
-        self._rotate(final.parent, Path(save.best) if save.best else None)
+        self._rotate(final.parent, Path(save.best.path) if save.best.path else None)
         return None
 
     def _rotate(self, run_dir: Path, best: Path | None) -> None:
@@ -264,7 +293,11 @@ class CheckpointSaving(LeadCheck):
         self._rotation.start()
 
     def _give_up(self, step: int, problems: list[str], folder: Path) -> None:
-        """Remove the half checkpoint and say so, loudly."""
+        """Remove the half checkpoint and say so, loudly. It is not the best one: there is no such folder."""
+        if self.state.best_global_step == step:
+            best = self._best_published
+            self.state.best_global_step, self.state.best_metric = best.step, best.metric
+            self.state.best_model_checkpoint = best.path
         if self.args.process_index == 0:
             shutil.rmtree(folder, ignore_errors=True)
         free = shutil.disk_usage(folder.parent).free / 2**30
@@ -285,9 +318,11 @@ class SavingCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the Trainer has set its counters to 0 and loaded all states."""
+        self.trainer._best_published = Best(state.best_global_step, state.best_metric, state.best_model_checkpoint)
         if self.trainer._resumed:
             read_counters(self.trainer, self.trainer._resumed)
             after_loading(self.trainer)
+            apply_options(self.trainer, self.trainer.say)
             self.trainer.accelerator.wait_for_everyone()
             if args.process_index == 0:
                 checkpoint.clean(Path(args.output_dir), checkpoint.UNIVERSAL)

@@ -64,8 +64,8 @@ def _train(config: Any) -> None:
     from train import checkpoint, run_record
     from train.config import build_sft_config
     from train.data import load_manifest
-    from train.resume import find_resume
-    from train.trainer import is_main
+    from train.resume import check_identity, find_resume, finished_step
+    from train.trainer import is_main, steps_in_all
     from train.world_size import keep_global_batch, resumable
 
     run_dir = Path(config.sft["output_dir"])
@@ -79,19 +79,22 @@ def _train(config: Any) -> None:
     if note:
         log(note)
 
-    trainer, stop = _make_trainer(config, args, manifest, record, log)
+    total_steps = steps_in_all(manifest["splits"]["train"]["rows"], args)
+    if done := finished_step(config, run_dir, args, total_steps, record["manifest_sha256"]):
+        log(f"finished before, after {done} steps: {run_dir}. To go on, give more num_train_epochs or max_steps")
+        return
+    trainer = _make_trainer(config, args, manifest, record, log)
     resumed = find_resume(config, run_dir, args, log)
     if resumed:
+        check_identity(resumed, trainer.checkpoint_extra, log)
         log(f"resuming from {resumed.path} (step {resumed.step})")
         trainer.restore_counters(resumed)
         args.eval_on_start = False  # the base model was evaluated at the first start
     trainer.check_lead_at_start()
     with resumable(resumed, trainer, config, log) if resumed else nullcontext() as folder:
         trainer.train(resume_from_checkpoint=str(folder) if folder else None)
-    if stop.agreed and trainer.state.global_step < trainer.state.max_steps:
+    if trainer.preempted:
         _check_saved(trainer, run_dir)
-        if is_main(args):
-            preemption.mark(run_dir, trainer.state.global_step)
         trainer.accelerator.wait_for_everyone()  # nobody leaves before the mark: a launcher ends the others
         log(f"preempted after step {trainer.state.global_step}: the checkpoint is complete, run the same command again")
         return
@@ -103,6 +106,7 @@ def _train(config: Any) -> None:
     if is_main(args):
         trainer.state.save_to_json(str(run_dir / "trainer_state.json"))
         step, extra = trainer.state.global_step, trainer.checkpoint_extra
+        extra = {**extra, "max_steps": trainer.state.max_steps}
         checkpoint.publish(run_dir, step=step, world_size=args.world_size, extra=extra)
     trainer.accelerator.wait_for_everyone()
     log(f"done after {trainer.state.global_step} steps: {run_dir}. Next: python -m train.export --checkpoint {run_dir}")
@@ -163,6 +167,7 @@ def _start_record(run_dir: Path, config: Any, args: Any) -> dict[str, Any]:
 
 
 def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict[str, Any], log: Any) -> Any:
+    """The PackedSFTTrainer, with all its callbacks."""
     from transformers import AutoTokenizer
     from trl import get_peft_config, get_quantization_config
 
@@ -171,6 +176,7 @@ def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict
     from train.config import build_model_config
     from train.data import load_split, number_rows, pad_to_multiple
     from train.model import check_vocabulary, prepare_model_arguments
+    from train.resume import identity
     from train.save_parts import rows_per_step
     from train.trainer import PackedSFTTrainer, steps_per_epoch
     from train.wandb_run import use_safe_wandb
@@ -197,13 +203,15 @@ def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict
         peft_config=get_peft_config(model_config),
         callbacks=[*_make_callbacks(config), stop, watchdog.make_callback(args)],
         source_names=[source["name"] for source in manifest["sources"]],
-        checkpoint_extra={k: record[k] for k in ("manifest_sha256", "wandb_run_id", "git_commit")},
+        checkpoint_extra={k: record[k] for k in ("manifest_sha256", "wandb_run_id", "git_commit")}
+        | identity(config, args),
         shards=[(shard["file"], shard["rows"]) for shard in manifest["splits"]["train"]["shards"]],
         on_bad_step=config.own.on_bad_step,
         spike_sigma=config.own.spike_sigma,
         baseline=record["baseline"],
         sampler=eval_rows and _make_sampler(config, args, manifest, eval_rows, tokenizer),
     )
+    trainer.stop = stop
     trainer.start_saving(log, config.own.save_in_background)
     if "wandb" in args.report_to:
         use_safe_wandb(trainer, record)
@@ -218,7 +226,7 @@ def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict
         f"step (up to {rows_per_step(args) * manifest['seq_len']:,} tokens), {rows:,} rows, "
         f"{steps_per_epoch(rows, args):,} steps an epoch"
     )
-    return trainer, stop
+    return trainer
 
 
 def _make_callbacks(config: Any) -> list[Any]:

@@ -14,13 +14,14 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from train import run_record
+from train import durable, run_record
 from train.checkpoint import Checkpoint
 from train.data import BATCH_EXTRAS, SourceCollator
 from train.data_position import DataPosition
 from train.evaluation import metrics_by_source, sum_by_source
 from train.guard import BadStepError, StepGuard
 from train.monitoring import Meter, document_sums
+from train.resumed_options import asked_groups
 from train.samples import Sampler
 from train.save_parts import rows_per_step
 from train.saving import CheckpointSaving
@@ -76,6 +77,12 @@ class PackedSFTTrainer(CheckpointSaving, DataPosition, SFTTrainer):
             source_names=source_names,
             shards=shards or [],
         )
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's; what the run config says of it is noted before a checkpoint's states are loaded."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        self.asked_groups = asked_groups(optimizer)
+        return optimizer
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The step's batches; a step begins here."""
@@ -136,7 +143,11 @@ class PackedSFTTrainer(CheckpointSaving, DataPosition, SFTTrainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The gradient norm; a bad step is dropped here, between the gradients and the optimizer."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        skipped = self.guard.end_step(self.state.global_step + 1, grad_norm)
+        try:
+            skipped = self.guard.end_step(self.state.global_step + 1, grad_norm)
+        except BadStepError:  # on all processes alike
+            self.finish_save()  # a checkpoint under way is of good steps
+            raise
         self._mark_skipped(skipped)
         self.meter.end_step(skipped=skipped)
         return grad_norm
@@ -160,6 +171,8 @@ class PackedSFTTrainer(CheckpointSaving, DataPosition, SFTTrainer):
             self.meter.gather(self.accelerator)
             self._total_train_tokens = self.meter.num_tokens
         super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self._globalstep_last_logged == self.state.global_step:
+            self._tr_loss.zero_()  # the Trainer takes it from itself, which leaves a NaN as it is
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The metrics of the README in the place of TRL's."""
@@ -202,7 +215,8 @@ class PackedSFTTrainer(CheckpointSaving, DataPosition, SFTTrainer):
         if self.state.global_step == 0:
             self.baseline = {name: value for name, value in metrics.items() if name.endswith("_loss")}
             if self.is_world_process_zero():
-                run_record.keep_baseline(Path(self.args.output_dir), self.baseline)
+                with durable.warning("the base model's losses are not kept for the next start"):
+                    run_record.keep_baseline(Path(self.args.output_dir), self.baseline)
         return {f"{name}_change": metrics[name] - base for name, base in self.baseline.items() if name in metrics}
 
     def log_samples(self, rows: list[dict[str, Any]]) -> None:
@@ -240,6 +254,11 @@ def multiplied_in(args: Any, model: Any) -> str:
 def steps_per_epoch(num_rows: int, args: Any) -> int:
     """Optimizer steps of one epoch."""
     return math.ceil(num_rows / rows_per_step(args))
+
+
+def steps_in_all(num_rows: int, args: Any) -> int:
+    """Optimizer steps of the whole run, as the Trainer counts them."""
+    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch(num_rows, args))
 
 
 def is_main(args: Any) -> bool:

@@ -17,6 +17,7 @@ _LOST = {
 }
 
 
+_watching: list[Watchdog] = []  # the one that watches this process, while it trains
 _PATIENCE = 1.25  # times ddp_timeout: the libraries' own error comes first, where there is one
 
 
@@ -37,6 +38,7 @@ def make_callback(args: Any) -> Any:
     from transformers import TrainerCallback
 
     watchdog = Watchdog(args.ddp_timeout / 2, args.process_index, args.ddp_timeout)
+    _watching.append(watchdog)
 
     class WatchdogCallback(TrainerCallback):
         """Micro-batches, evaluation batches and saves are progress too."""
@@ -52,12 +54,21 @@ def make_callback(args: Any) -> Any:
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             watchdog.stop()
+            _watching.clear()
 
     return WatchdogCallback()
 
 
+def progress() -> None:
+    """Something has gone on that is neither a step nor a batch: an answer to a prompt, a file of a checkpoint."""
+    for watchdog in _watching:
+        if watchdog.is_alive():
+            watchdog.beat(watchdog.step)
+
+
 def end_watch() -> None:
     """Nothing ends this process any more."""
+    _watching.clear()
     faulthandler.cancel_dump_traceback_later()
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.config import RunConfig
+from train.resume import named_checkpoint
 
 _CONVERTIBLE = ("adamw_torch", "adamw_torch_fused", "adamw_apex_fused")  # those with exp_avg and exp_avg_sq
 _FAILED = "failed.txt"
@@ -64,8 +65,8 @@ def keep_global_batch(config: RunConfig, run_dir: Path, world_size: int) -> tupl
 def _candidate(config: RunConfig, run_dir: Path) -> Checkpoint | None:
     if config.own.resume == "never":
         return None
-    if config.own.resume != "auto":
-        return checkpoint.read(Path(config.own.resume))
+    if named := named_checkpoint(config, run_dir):
+        return checkpoint.read(named)
     return checkpoint.newest_complete(run_dir, lambda message: None)
 
 
@@ -73,7 +74,13 @@ def kind_of_states(trainer: Any) -> dict[str, Any]:
     """What a checkpoint's marker says about how its states are sharded."""
     plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
     stage = plugin.deepspeed_config["zero_optimization"]["stage"] if plugin else None
-    return {"zero_stage": stage, "optim": str(getattr(trainer.args.optim, "value", trainer.args.optim))}
+    engine = trainer.accelerator.distributed_type.value
+    engine = engine if engine in ("DEEPSPEED", "FSDP") else "plain"
+    return {
+        "engine": engine,
+        "zero_stage": stage,
+        "optim": str(getattr(trainer.args.optim, "value", trainer.args.optim)),
+    }
 
 
 @contextlib.contextmanager
@@ -86,7 +93,11 @@ def resumable(found: Checkpoint, trainer: Any, config: RunConfig, log: Callable[
         ValueError: the states cannot be rearranged for this launch.
     """
     here = kind_of_states(trainer)
-    before = {"zero_stage": _stage_of(found, here["zero_stage"]), "optim": found.extra.get("optim", here["optim"])}
+    before = {
+        "engine": found.extra.get("engine", here["engine"]),
+        "zero_stage": _stage_of(found, here["zero_stage"]),
+        "optim": found.extra.get("optim", here["optim"]),
+    }
     same_world = found.world_size == trainer.args.world_size
     _check_possible(found, before, here)
     if not here["zero_stage"] or (same_world and before["zero_stage"] == here["zero_stage"]):
@@ -111,6 +122,36 @@ def resumable(found: Checkpoint, trainer: Any, config: RunConfig, log: Callable[
         yield folder
 
 
+@contextlib.contextmanager
+def best_loadable(trainer: Any, log: Callable[[str], None]) -> Iterator[bool]:
+    """Whether the best checkpoint can be loaded while this is open: of one that other processes, or another ZeRO stage,
+    have written before the run went on here, only the weights are. Every process must call it."""
+    path = trainer.state.best_model_checkpoint
+    here = kind_of_states(trainer)
+    found = checkpoint.read(Path(path)) if here["zero_stage"] else None
+    if found is None or (
+        found.world_size == trainer.args.world_size and _stage_of(found, here["zero_stage"]) == here["zero_stage"]
+    ):
+        yield True
+        return
+    if _stage_of(found, here["zero_stage"]) != here["zero_stage"]:
+        log(
+            f"WARNING: the best checkpoint, {path}, is of another ZeRO stage and not loaded: the final model is that "
+            f"of the last step. The best one: python -m train.export --checkpoint {path}"
+        )
+        yield False
+        return
+    from train.universal import weights_only
+
+    with weights_only():
+        trainer.state.best_model_checkpoint = str(_prepare(found, trainer, here["zero_stage"], convert=False))
+        yield True
+    trainer.state.best_model_checkpoint = path
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.process_index == 0:
+        checkpoint.clean(Path(trainer.args.output_dir), checkpoint.UNIVERSAL)
+
+
 def _stage_of(found: Checkpoint, default: int | None) -> int | None:
     if "zero_stage" in found.extra:
         return found.extra["zero_stage"]
@@ -118,9 +159,9 @@ def _stage_of(found: Checkpoint, default: int | None) -> int | None:
 
 
 def _check_possible(found: Checkpoint, before: dict[str, Any], here: dict[str, Any]) -> None:
-    if bool(before["zero_stage"]) == bool(here["zero_stage"]):
+    if bool(before["zero_stage"]) == bool(here["zero_stage"]) and before["engine"] == here["engine"]:
         return
-    was, now = (f"ZeRO-{kind['zero_stage']}" if kind["zero_stage"] else "no ZeRO" for kind in (before, here))
+    was, now = (f"ZeRO-{kind['zero_stage']}" if kind["zero_stage"] else kind["engine"] for kind in (before, here))
     raise ValueError(
         f"{found.path} was written with {was}, this launch has {now}: the optimizer states cannot be taken over. "
         "Launch it as before, or make a model of it with train.export and begin a new run from that"
