@@ -348,3 +348,14 @@ class TestBuild:
         assert config.value("lora_r") == 16
         assert config.precision == "bf16"
         assert load("--fp16").precision == "fp16"
+
+
+def test_one_target_of_adapters_is_a_name_and_not_a_pattern():
+    assert build_model_config(load("--use_peft", "--lora_target_modules", "q_proj")).lora_target_modules == ["q_proj"]
+    everything = build_model_config(load("--use_peft", "--lora_target_modules", "all-linear"))
+    assert everything.lora_target_modules == "all-linear"
+
+
+@pytest.mark.parametrize("optim", ["schedule_free_adamw", "adalomo"])
+def test_optimizers_that_nothing_here_serves_are_refused(optim):
+    assert "is refused" in refused("--optim", optim)

@@ -438,13 +438,12 @@ class TestModel:
             (["--use_liger_kernel"], "use_liger_kernel: needs the package liger_kernel"),
             (["--report_to", "mlflow", "wandb"], "report_to mlflow: needs the package mlflow"),
             (["--optim", "galore_adamw"], "optim galore_adamw: needs the package galore_torch"),
-            (["--optim", "schedule_free_adamw"], "optim schedule_free_adamw: needs the package schedulefree"),
         ],
     )
     def test_what_is_not_there(self, flags, more, words, monkeypatch):
         monkeypatch.setattr(
             "importlib.util.find_spec",
-            lambda name: None if name in ("liger_kernel", "mlflow", "galore_torch", "schedulefree") else name,
+            lambda name: None if name in ("liger_kernel", "mlflow", "galore_torch") else name,
         )
         assert words in problems(flags, *more)
 
@@ -482,6 +481,11 @@ class TestSchedule:
         flags = [*flags[2:], "--data", str(shards)]
         assert "has no eval split" in problems(flags, "--eval_strategy", "epoch")
         assert problems(flags) == ""
+
+    def test_a_metric_that_nothing_is_called(self, flags):
+        evaluated = [*flags, "--eval_strategy", "epoch", "--metric_for_best_model"]
+        assert "nothing is called 'eval_los'; there are eval_loss, " in problems([*evaluated, "eval_los"])
+        assert problems([*evaluated, "loss"]) == problems([*evaluated, "eval_token_accuracy"]) == ""
 
     @pytest.mark.parametrize(
         ("more", "words"),

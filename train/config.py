@@ -301,7 +301,11 @@ def build_model_config(config: RunConfig) -> ModelConfig:
     """trl's ModelConfig. Imports torch."""
     from trl import ModelConfig
 
-    return ModelConfig(**config.model)
+    model_config = ModelConfig(**config.model)
+    asked = config.model.get("lora_target_modules")
+    if isinstance(asked, list) and asked != ["all-linear"]:
+        model_config.lora_target_modules = asked  # TRL makes one name a string, which peft reads as a pattern
+    return model_config
 
 
 def help_text(command: str, extra: str = "") -> str:

@@ -19,7 +19,6 @@ _OPTIMIZER_PACKAGES = {
     "galore": "galore_torch",
     "apollo": "apollo_torch",
     "grokadamw": "grokadamw",
-    "schedule_free": "schedulefree",
     "stable_adamw": "optimi",
     "adamw_torch_4bit": "torchao",
     "adamw_torch_8bit": "torchao",

@@ -110,7 +110,7 @@ def examine(
     report.problems += _check_world(config, processes)
     manifest = _read_data(config, report, verify_data)
     report.problems += check_model(config, manifest)
-    report.problems += check_schedule(config, manifest["splits"]["eval"]["rows"] if manifest else None)
+    report.problems += check_schedule(config, manifest)
     if processes is None:
         assumed = config.own.expected_world_size or 1
         report.notes.append(f"the number of processes is not known (--num_processes N): the numbers are for {assumed}")

@@ -72,12 +72,13 @@ def eval_steps(config: RunConfig) -> float:
     return config.value("eval_steps") or config.value("logging_steps")
 
 
-def check_schedule(config: RunConfig, eval_rows: int | None) -> Iterator[str]:
+def check_schedule(config: RunConfig, manifest: dict[str, Any] | None) -> Iterator[str]:
     """What does not fit together about evaluating, saving and the best checkpoint.
 
     Args:
-        eval_rows: rows of the eval split, if the manifest could be read.
+        manifest: of the shards, if it could be read.
     """
+    eval_rows = manifest["splits"]["eval"]["rows"] if manifest else None
     evaluates, saves = config.value("eval_strategy"), config.value("save_strategy")
     if evaluates != "no" and eval_rows == 0:
         yield (
@@ -86,10 +87,20 @@ def check_schedule(config: RunConfig, eval_rows: int | None) -> Iterator[str]:
         )
     if evaluates == "no" and config.value("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy"):
         yield f"lr_scheduler_type: {config.value('lr_scheduler_type')} needs evaluations: set eval_strategy"
+    if manifest and evaluates != "no" and eval_rows:
+        yield from _check_metric(config.value("metric_for_best_model"), manifest)
     if config.value("load_best_model_at_end"):
         yield from _check_best(config, evaluates, saves)
     elif saves == "best" and evaluates == "no":
         yield "save_strategy: best needs evaluations: set eval_strategy"
+
+
+def _check_metric(metric: str | None, manifest: dict[str, Any]) -> Iterator[str]:
+    """The Trainer finds out at the first evaluation, with a KeyError."""
+    names = ["", *(f"{source['name']}_" for source in manifest["sources"] if source.get("eval_documents"))]
+    known = [f"{name}{kind}" for name in names for kind in ("loss", "loss_change", "token_accuracy")]
+    if metric is not None and metric.removeprefix("eval_") not in known:
+        yield f"metric_for_best_model: nothing is called {metric!r}; there are {', '.join(f'eval_{n}' for n in known)}"
 
 
 def _check_best(config: RunConfig, evaluates: str, saves: str) -> Iterator[str]:

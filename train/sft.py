@@ -71,7 +71,7 @@ def _train(config: Any) -> None:
     run_dir = Path(config.sft["output_dir"])
     config, note = keep_global_batch(config, run_dir, int(os.environ.get("WORLD_SIZE", "1")))
     args = build_sft_config(config)  # starts the process group
-    _check_world_size(args.world_size, config)
+    _check_world_size(args.world_size, config, args.n_gpu)
     manifest = load_manifest(config.own.data)
     record = _start_record(run_dir, config, args)
     run_record.use_wandb_id(record, run_dir)
@@ -122,8 +122,13 @@ def _check_saved(trainer: Any, run_dir: Path) -> None:
         )
 
 
-def _check_world_size(world_size: int, config: Any) -> None:
+def _check_world_size(world_size: int, config: Any, num_gpus: int = 0) -> None:
     """Refuse a world that is not what was asked for: a launcher may start several worlds of one, and exit with 0."""
+    if num_gpus > 1:
+        raise ValueError(
+            f"this one process sees {num_gpus} GPUs, over which torch would split each batch (DataParallel): start it "
+            "with accelerate launch and a file of configs/accelerate, or let it see one GPU (CUDA_VISIBLE_DEVICES)"
+        )
     wanted = config.own.expected_world_size
     if wanted is not None and world_size != wanted:
         raise ValueError(
