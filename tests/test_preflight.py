@@ -204,6 +204,14 @@ class TestDeepSpeedFile:
         deepspeed_file(zero_optimization=offload, zero_force_ds_cpu_optimizer=False)
         assert problems(flags, "--optim=paged_adamw_8bit", launch=launch_file()) == ""
 
+    @pytest.mark.parametrize("optim", ["adafactor", "stable_adamw"])
+    def test_optimizers_that_need_whole_weights(self, flags, optim, launch_file, monkeypatch):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+        assert f"on which {optim} would silently be another optimizer" in problems(
+            flags, "--optim", optim, launch=launch_file()
+        )
+        assert problems(flags, "--optim", optim) == ""
+
     def test_a_key_twice(self, flags, deepspeed_file, launch_file):
         deepspeed_file().write_text('{"gradient_clipping": 1, "gradient_clipping": 2}')
         assert "key 'gradient_clipping' is given twice" in problems(flags, launch=launch_file())
