@@ -16,17 +16,24 @@ from typing import Any
 
 from train import preemption, watchdog
 from train.config import load_run_config
+from train.late_imports import end_start, leave_out_unused
 
 _LOCK: list[Any] = []  # the open lock file of the run directory, held until this process ends
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Train to the end, or to a preemption (both 0); 2 when something has to be changed first."""
+def main(argv: list[str] | None = None, *, own_process: bool = False) -> int:
+    """Train to the end, or to a preemption (both 0); 2 when something has to be changed first.
+
+    Args:
+        own_process: nothing else runs in it, so that what this run does not use need not be imported.
+    """
     preemption.install_handlers()
     _prepare_process()
     try:
         config = load_run_config(sys.argv[1:] if argv is None else argv)
         _preflight(config)
+        if own_process:
+            leave_out_unused(config)
         _train(config)
     except ValueError as error:
         if os.environ.get("RANK", "0") == "0":
@@ -86,6 +93,7 @@ def _train(config: Any) -> None:
         trainer.restore_counters(resumed)
         args.eval_on_start = False  # the base model was evaluated at the first start
     trainer.check_lead_at_start()
+    end_start()
     with resumable(resumed, trainer, config, log) if resumed else nullcontext() as folder:
         trainer.train(resume_from_checkpoint=str(folder) if folder else None)
     if stop.agreed and trainer.state.global_step < trainer.state.max_steps:
@@ -255,4 +263,4 @@ def _silent(message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(own_process=True))
