@@ -2,8 +2,8 @@
 
 Packages that a run does not use are not imported. transformers, TRL and accelerate import peft, bitsandbytes (and with
 it torch's compiler), DeepSpeed and wandb wherever they are installed. Each asks `importlib.util.find_spec` first, which
-answers None for a module that `sys.modules` holds as None: to them the package is then not installed. And garbage is not
-collected meanwhile: modules are none.
+answers None for a module that `sys.modules` holds as None: to them the package is then not installed. And garbage is
+not collected meanwhile: modules are none.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
 
 One CPU process, Alpaca's 52,002 rows packed to 2,048 tokens, a tiny model whose step takes next to nothing. `packhaul`
 is `train.sft` with all its checks; `trl_rows` a plain script around SFTTrainer that is given the same packed rows;
-`trl_text` one that is given the text, as TRL's users do, and prepares it at each start. The first two take turns. Seconds
-are those of the CPU, of the launcher and its process together (`_wall`: of the clock), since other work on the machine
-does not count then. The last line is JSON: seconds (medians), `ratio_to_trl_rows` and `ratio_to_trl_text` (medians of
-the rounds' ratios).
+`trl_text` one that is given the text, as TRL's users do, and prepares it at each start. The first two take turns.
+Seconds are those of the CPU, of the launcher and its process together (`_wall`: of the clock), since other work on the
+machine does not count then. The last line is JSON: seconds (medians), `ratio_to_trl_rows` and `ratio_to_trl_text`
+(medians of the rounds' ratios).
 """
 
 from __future__ import annotations
