@@ -87,6 +87,8 @@ SAME = {
     "checkpointing": {"gradient_checkpointing": True},
     "reentrant": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
     "workers": {"dataloader_num_workers": 1},
+    # Traced and differentiated as for a GPU; the kernels are torch's own.
+    "compiled": {"torch_compile": True, "torch_compile_backend": "aot_eager", "attn_implementation": "sdpa"},
 }
 
 

@@ -520,6 +520,15 @@ class TestSchedule:
     def test_best_checkpoint_that_fits(self, flags, more):
         assert problems(flags, "--load_best_model_at_end", *more) == ""
 
+    def test_the_metric_is_one_that_is_measured(self, flags):
+        steps = ["--eval_strategy=epoch", "--save_strategy=epoch", "--load_best_model_at_end"]
+        for name in ("loss", "eval_loss", "eval_token_accuracy", "words_loss", "eval_words_loss_change"):
+            assert problems(flags, *steps, "--metric_for_best_model", name) == ""
+        found = problems(flags, *steps, "--metric_for_best_model", "accuracy")
+        assert "metric_for_best_model: expected one of eval_loss, eval_token_accuracy, eval_words_loss, " in found
+        found = problems(flags, *steps, "--eval_on_start=false", "--metric_for_best_model", "loss_change")
+        assert "found loss_change" in found  # nothing to compare with
+
     def test_plateau_and_best_need_evaluations(self, flags):
         assert "best needs evaluations" in problems(flags, "--save_strategy", "best")
         assert "needs evaluations" in problems(flags, "--lr_scheduler_type", "reduce_lr_on_plateau")
