@@ -137,3 +137,10 @@ def test_equals_the_plain_loop(stage, name, ran, shards, tiny_model_dir):
     else:
         trained, reference = adapters(PeftModel.from_pretrained(load(base), folder)), adapters(expected.model)
     assert_equal_weights(trained, reference, atol=mode.weights)
+
+
+def test_only_the_first_process_reads_the_weights_under_zero3(ran):
+    """The others know names and shapes; DeepSpeed hands each its part."""
+    said = (ran("3") / "log").read_text()
+    assert "rank 0 reads weights to cpu" in said and "rank 1 reads weights to meta" in said
+    assert "rank 0 reads weights to meta" not in said and "rank 1 reads weights to cpu" not in said
