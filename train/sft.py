@@ -79,6 +79,7 @@ def _train(config: Any) -> None:
     config, note = keep_global_batch(config, run_dir, int(os.environ.get("WORLD_SIZE", "1")))
     args = build_sft_config(config)  # starts the process group
     _check_world_size(args.world_size, config)
+    _check_one_gpu(args.n_gpu)
     manifest = load_manifest(config.own.data)
     record = _start_record(run_dir, config, args)
     run_record.use_wandb_id(record, run_dir)
@@ -133,6 +134,15 @@ def _check_world_size(world_size: int, config: Any) -> None:
         raise ValueError(
             f"expected_world_size is {wanted}, but this world has {world_size} process(es): the launch "
             "configuration does not start what you asked for (see configs/accelerate and the num_processes it gives)"
+        )
+
+
+def _check_one_gpu(visible: int) -> None:
+    """Refuse one process with several GPUs: the model would be spread over them, one at work at a time."""
+    if visible > 1:
+        raise ValueError(
+            f"expected one GPU for each process, this process sees {visible}: start as many processes (such as "
+            "configs/accelerate/zero3.yaml does), or show it one: CUDA_VISIBLE_DEVICES=0"
         )
 
 

@@ -3,11 +3,11 @@
     python -m tests.benchmarks.bench_startup --data ../shared/data [--rounds 5]
 
 One CPU process, Alpaca's 52,002 rows packed to 2,048 tokens, a tiny model whose step takes next to nothing. `packhaul`
-is `train.sft` with all its checks; `trl_rows` a plain script around SFTTrainer that is given the same packed rows;
-`trl_text` one that is given the text, as TRL's users do, and prepares it at each start. The first two take turns.
-Seconds are those of the CPU, of the launcher and its process together (`_wall`: of the clock), since other work on the
-machine does not count then. The last line is JSON: seconds (medians), `ratio_to_trl_rows` and `ratio_to_trl_text`
-(medians of the rounds' ratios).
+is `train.sft` with all its checks; `packhaul_python` the same by `python -m`, as one process needs no launcher;
+`trl_rows` a plain script around SFTTrainer that is given the same packed rows; `trl_text` one that is given the text,
+as TRL's users do, and prepares it at each start. The first three take turns. Seconds are those of the CPU, of the
+launcher and its process together (`_wall`: of the clock), since other work on the machine does not count then. The last
+line is JSON: seconds (medians) and the ratios to TRL's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-LAUNCH = ["launch", "--config_file", "configs/accelerate/cpu_single.yaml", "-m"]
+BIN = Path(sys.executable).parent
+LAUNCH = [str(BIN / "accelerate"), "launch", "--config_file", "configs/accelerate/cpu_single.yaml", "-m"]
+TURNS = ("packhaul", "packhaul_python", "trl_rows")
 FIRST_STEP = "'loss'"  # in the line that a trainer prints after it
 
 
@@ -40,7 +42,7 @@ def main() -> int:
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as name:
         commands = make_commands(Path(name), options.data)
-        rows = [{way: first_step(commands[way]) for way in ("packhaul", "trl_rows")} for _ in range(options.rounds)]
+        rows = [{way: first_step(commands[way]) for way in TURNS} for _ in range(options.rounds)]
         text = first_step(commands["trl_text"])
     print(json.dumps(summary(rows, text)))
     return 0
@@ -56,9 +58,11 @@ def make_commands(folder: Path, data: Path) -> dict[str, list[str]]:
     shards = prepare_shards(folder, data)
     names = {"data": str(shards), "model_name_or_path": str(model), "output_dir": str(folder / "run")}
     (folder / "run.yaml").write_text(yaml.safe_dump({**STEP, **CPU, **names, "attn_implementation": "sdpa"}))
-    trl = ["tests.benchmarks.trl_training", str(model)]
+    trl = [*LAUNCH, "tests.benchmarks.trl_training", str(model)]
+    ours = ["train.sft", "--config", str(folder / "run.yaml")]
     return {
-        "packhaul": ["train.sft", "--config", str(folder / "run.yaml")],
+        "packhaul": [*LAUNCH, *ours],
+        "packhaul_python": [sys.executable, "-m", *ours],
         "trl_rows": [*trl, str(shards), str(folder / "trl_rows")],
         "trl_text": [*trl, str(data / "text/en/alpaca_52k.json"), str(folder / "trl_text")],
     }
@@ -85,9 +89,8 @@ def write_model(folder: Path) -> Path:
     return folder
 
 
-def first_step(arguments: list[str]) -> dict[str, float]:
-    """Launch, and end it after the first step."""
-    command = [str(Path(sys.executable).with_name("accelerate")), *LAUNCH, *arguments]
+def first_step(command: list[str]) -> dict[str, float]:
+    """Launch one step, and look at the clocks when it is done."""
     log: list[str] = []
     began = time.monotonic()
     process = subprocess.Popen(
@@ -100,10 +103,10 @@ def first_step(arguments: list[str]) -> dict[str, float]:
             found = {"wall": time.monotonic() - began, "cpu": cpu_seconds(process.pid)}
             break
     else:
-        raise RuntimeError(f"{arguments[0]} did not come to its first step:\n{''.join(log[-30:])}")
+        raise RuntimeError(f"{command} did not come to its first step:\n{''.join(log[-30:])}")
     process.stdout.read()  # to its end, so that nothing is left behind
     process.wait()
-    print(f"{arguments[0]}: {found}", file=sys.stderr, flush=True)
+    print(f"{' '.join(command[:8])}: {found}", file=sys.stderr, flush=True)
     return found
 
 
@@ -118,15 +121,14 @@ def cpu_seconds(pid: int) -> float:
 
 def summary(rounds: list[dict[str, dict[str, float]]], text: dict[str, float]) -> dict[str, Any]:
     """Medians."""
-    found: dict[str, Any] = {}
-    for kind in ("cpu", "wall"):
-        end = "" if kind == "cpu" else "_wall"
-        found[f"packhaul{end}"] = statistics.median(r["packhaul"][kind] for r in rounds)
-        found[f"trl_rows{end}"] = statistics.median(r["trl_rows"][kind] for r in rounds)
+    found: dict[str, float] = {}
+    for kind, end in (("cpu", ""), ("wall", "_wall")):
+        found |= {f"{way}{end}": statistics.median(r[way][kind] for r in rounds) for way in TURNS}
         found[f"trl_text{end}"] = text[kind]
-        ratios = [r["packhaul"][kind] / r["trl_rows"][kind] for r in rounds]
-        found[f"ratio_to_trl_rows{end}"] = statistics.median(ratios)
-        found[f"ratio_to_trl_text{end}"] = found[f"packhaul{end}"] / text[kind]
+        for way in ("packhaul", "packhaul_python"):
+            ratios = [r[way][kind] / r["trl_rows"][kind] for r in rounds]
+            found[f"{way}_to_trl_rows{end}"] = statistics.median(ratios)
+            found[f"{way}_to_trl_text{end}"] = found[f"{way}{end}"] / text[kind]
     return {name: round(value, 3) for name, value in found.items()}
 
 
