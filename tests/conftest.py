@@ -17,6 +17,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the hub fails at once instead of waiting
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny: threads of several processes only wait for each other
 # What DeepSpeed compiles belongs to this environment: another one's would be compiled again, each time.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 # DeepSpeed compiles with the ninja it finds first, and compiles again when that is another one than the last time.

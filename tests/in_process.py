@@ -7,13 +7,14 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.training import documents, history, run_config
+from tests.training import document_rows, history, run_config
 
 
 @contextmanager
@@ -68,17 +69,26 @@ def train_plainly(
     steps: int,
     make_optimizer: Callable[[Any], torch.optim.Optimizer],
     losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = document_losses,
+    extra: Callable[[list[list[Any]]], torch.Tensor] | None = None,
+    filler_rows: int = 0,
     max_grad_norm: float = 1.0,
 ) -> Trained:
-    """All documents of the train split in each step, one at a time, unpacked, in the model's dtype."""
+    """All documents of the train split in each step, one at a time, unpacked, in the model's dtype.
+
+    Args:
+        losses: of the trained tokens, whose mean is the loss.
+        extra: added to it; takes the outputs of the documents by row, for models with router logits.
+        filler_rows: so many rows of one untrained token go into `extra` as well.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
+    rows = [*document_rows(shards, "train"), *[[([3], [-100], 0)]] * filler_rows]
     optimizer, found = make_optimizer(model), Trained([], [], model)
+    more = {"output_router_logits": True} if extra else {}
     for _ in range(steps):
-        parts = []
-        for ids, labels, _ in documents(shards, "train"):
-            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1].float()
-            parts.append(losses(logits, torch.tensor(labels[1:], dtype=torch.long)))
-        loss = torch.cat(parts).mean()
+        parts, outputs = [], [[model(input_ids=torch.tensor([d[0]]), use_cache=False, **more) for d in r] for r in rows]
+        for (_, labels, _), output in zip(chain(*rows), chain(*outputs), strict=True):
+            parts.append(losses(output.logits[0, :-1].float(), torch.tensor(labels[1:], dtype=torch.long)))
+        loss = torch.cat(parts).mean() + (extra(outputs) if extra else 0.0)
         optimizer.zero_grad()
         loss.backward()
         found.norms.append(torch.nn.utils.clip_grad_norm_(trained, max_grad_norm).item())

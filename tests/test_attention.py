@@ -102,6 +102,17 @@ class TestChoice:
         assert choose("flash_attention_2", setting())[0] == "flash_attention_2"
         assert choose("auto", setting())[0] == "varlen"  # nothing is downloaded unasked
 
+    def test_a_kernel_of_an_older_torch(self, installed, monkeypatch):
+        """The first one, of torch 2.10: it has no grouped heads and no windows."""
+
+        def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
+            pass
+
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+        name, why = choose("auto", setting())
+        assert name == "flex_attention"
+        assert "varlen: the kernel of this torch takes no scale, window_size, enable_gqa: upgrade torch" in why
+
     def test_quadratic_memory_is_a_warning(self):
         assert "WARNING: needs 0.75 GiB for 16,384 tokens" in choose("sdpa", setting(batch_tokens=16_384))[1]
 

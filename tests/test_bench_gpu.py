@@ -31,10 +31,12 @@ def test_operations_are_those_of_the_weights(tiny_tokenizer):
     shape = {**bench_gpu.SHAPES["tiny"], "tie_word_embeddings": False}
     model = AutoModelForCausalLM.from_config(Qwen3Config(**shape))
     weights = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name)
-    assert bench_gpu.count_operations(shape, tokens=10, pairs=0, lora=False) == 6 * weights * 10
-    assert bench_gpu.count_operations(shape, tokens=10, pairs=0, lora=True) == 4 * weights * 10
+    head = shape["vocab_size"] * shape["hidden_size"]
+    assert bench_gpu.count_operations(shape, tokens=10, trained=10, pairs=0, lora=False) == 6 * weights * 10
+    assert bench_gpu.count_operations(shape, tokens=10, trained=4, pairs=0, lora=False) == 6 * (weights * 10 - head * 6)
+    assert bench_gpu.count_operations(shape, tokens=10, trained=10, pairs=0, lora=True) == 4 * weights * 10
     one = 6 * shape["num_hidden_layers"] * shape["num_attention_heads"] * shape["head_dim"]
-    assert bench_gpu.count_operations(shape, tokens=0, pairs=100, lora=False) == one * 100
+    assert bench_gpu.count_operations(shape, tokens=0, trained=0, pairs=100, lora=False) == one * 100
 
 
 def test_lengths_are_alpacas():

@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
+from peft import PeftModel
+from transformers import BitsAndBytesConfig
 
-from tests.in_process import assert_equal_training, assert_equal_weights, document_losses, train_here, train_plainly
-from tests.training import documents, make_shards
+from tests.in_process import assert_equal_training, assert_equal_weights, train_here, train_plainly
+from tests.references import (
+    LEARNING_RATE,
+    LORA,
+    NF4,
+    SEED,
+    STEPS,
+    adamw,
+    adapted,
+    adapters,
+    balanced,
+    dynamic,
+    load,
+    nf4,
+    optimizer,
+    smoothed,
+)
+from tests.training import make_shards
 
-STEPS, SEED, LEARNING_RATE = 5, 7, 1e-3
 ANSWERS = {"short": [1] * 12, "long": [6, 6]}
 
 
@@ -28,16 +43,6 @@ def run(folder, shards, model, **options):
     plan = {"num_train_epochs": STEPS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     base = {"data": str(shards), "model_name_or_path": str(model), "seed": SEED, "learning_rate": LEARNING_RATE}
     return train_here(folder, **{**plan, **base, **options})
-
-
-def load(folder, **kwargs):
-    return AutoModelForCausalLM.from_pretrained(
-        folder, **{"dtype": torch.float32, "attn_implementation": "sdpa", **kwargs}
-    )
-
-
-def adamw(model):
-    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE, weight_decay=0.0)
 
 
 def final(folder):
@@ -82,6 +87,8 @@ SAME = {
     "checkpointing": {"gradient_checkpointing": True},
     "reentrant": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
     "workers": {"dataloader_num_workers": 1},
+    # Traced and differentiated as for a GPU; the kernels are torch's own.
+    "compiled": {"torch_compile": True, "torch_compile_backend": "aot_eager", "attn_implementation": "sdpa"},
 }
 
 
@@ -90,19 +97,6 @@ def test_what_must_not_change_the_numbers(mode, shards, reference, tiny_model_di
     got = run(tmp_path, shards, tiny_model_dir("llama"), **SAME[mode])
     assert_equal_training(got, reference("llama"), loss=5e-6, norm=5e-5)
     assert_equal_weights(final(tmp_path), reference("llama").model.state_dict(), atol=2e-5)
-
-
-def smoothed(logits, targets, epsilon=0.1):
-    """Label smoothing: epsilon of the weight is spread over the vocabulary."""
-    kept = targets != -100
-    log_probs = logits[kept].log_softmax(-1)
-    return (1 - epsilon) * document_losses(logits, targets) - epsilon * log_probs.mean(-1)
-
-
-def dynamic(logits, targets):
-    """DFT (Wu et al., 2025): each token's loss weighted by the probability the model gives it, as a constant."""
-    losses = document_losses(logits, targets)
-    return losses * (-losses).exp().detach()
 
 
 @pytest.mark.parametrize(
@@ -115,25 +109,6 @@ def test_other_losses(options, losses, shards, tiny_model_dir, tmp_path):
     expected = train_plainly(load(tiny_model_dir("llama")), shards, STEPS, adamw, losses)
     assert_equal_training(got, expected, loss=5e-6, norm=5e-5)
     assert_equal_weights(final(tmp_path), expected.model.state_dict(), atol=2e-5)
-
-
-def optimizer(name):
-    """The optimizer's own class, called as its paper or package says, on the plain loop's gradients."""
-    import bitsandbytes as bnb
-    from transformers import Adafactor
-
-    adam = {"lr": LEARNING_RATE, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
-    lion = {"lr": LEARNING_RATE, "betas": (0.9, 0.999), "weight_decay": 0.0}
-    makers = {
-        "adamw_8bit": lambda p: bnb.optim.AdamW(p, **adam, optim_bits=8),
-        "paged_adamw_8bit": lambda p: bnb.optim.AdamW(p, **adam, optim_bits=8, is_paged=True),
-        "paged_adamw_32bit": lambda p: bnb.optim.AdamW(p, **adam, is_paged=True),
-        "lion_32bit": lambda p: bnb.optim.Lion(p, **lion),
-        "lion_8bit": lambda p: bnb.optim.Lion(p, **lion, optim_bits=8),
-        "paged_lion_8bit": lambda p: bnb.optim.Lion(p, **lion, optim_bits=8, is_paged=True),
-        "adafactor": lambda p: Adafactor(p, lr=LEARNING_RATE, scale_parameter=False, relative_step=False),
-    }
-    return lambda model: makers[name](list(model.parameters()))
 
 
 # Lion's update is the sign of a mean: a rounding error flips it where the mean is near zero, by 2 x the learning rate.
@@ -152,25 +127,13 @@ def test_optimizers(name, shards, tiny_model_dir, tmp_path):
 
 
 ADAPTERS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
-LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_target_modules": "all-linear"}
-
-
-def adapted(model, **options):
-    """The adapters that the seed gives, on a model loaded after it."""
-    settings = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    return get_peft_model(model, LoraConfig(**settings, **options))
-
-
-def adapters(model):
-    return {name.replace(".default", ""): p for name, p in model.named_parameters() if "lora_" in name}
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_adapters(kind, shards, tiny_model_dir, tmp_path):
     base = tiny_model_dir("llama")
     got = run(tmp_path, shards, base, **LORA, **ADAPTERS[kind])
-    set_seed(SEED)
-    expected = train_plainly(adapted(load(base), **ADAPTERS[kind]), shards, STEPS, adamw)
+    expected = train_plainly(adapted(base, **ADAPTERS[kind]), shards, STEPS, adamw)
     assert_equal_training(got, expected, loss=5e-6, norm=5e-5)
     trained = adapters(PeftModel.from_pretrained(load(base), tmp_path / "run"))
     assert_equal_weights(trained, adapters(expected.model), atol=2e-5)
@@ -178,21 +141,10 @@ def test_adapters(kind, shards, tiny_model_dir, tmp_path):
 
 @pytest.mark.parametrize("nested", [True, False], ids=["double", "single"])
 def test_qlora(nested, shards, tiny_model_dir, tmp_path):
-    """4-bit weights (nf4), adapters in bf16 as TRL keeps them: the same adapters on the same quantised model."""
+    """4-bit weights (nf4): the same adapters on the same quantised model."""
     base = tiny_model_dir("llama")
-    quantised = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": nested}
-    got = run(tmp_path, shards, base, **LORA, **quantised)
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=nested,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
-    set_seed(SEED)
-    model = adapted(load(base, quantization_config=settings))
-    for parameter in adapters(model).values():
-        parameter.data = parameter.data.to(torch.bfloat16)
-    expected = train_plainly(model, shards, STEPS, adamw)
+    got = run(tmp_path, shards, base, **{**LORA, **NF4, "use_bnb_nested_quant": nested})
+    expected = train_plainly(adapted(base, quantization_config=nf4(nested)), shards, STEPS, adamw)
     assert_equal_training(got, expected, loss=5e-4, norm=2e-2)
 
 
@@ -234,38 +186,18 @@ def test_bf16_follows_the_reference(shards, reference, tiny_model_dir, tmp_path)
     assert_equal_weights(final(tmp_path), weights, atol=2 * LEARNING_RATE * STEPS)  # Adam's steps are signs at first
 
 
-def balanced(model, shards, coefficient):
-    """Sum over trained tokens and the experts' balancing loss of one step, for a step of one micro-batch."""
-    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
-
-    losses, routers = [], []
-    for ids, labels, _ in documents(shards, "train"):
-        outputs = model(input_ids=torch.tensor([ids]), use_cache=False, output_router_logits=True)
-        losses.append(document_losses(outputs.logits[0, :-1], torch.tensor(labels[1:])))
-        routers.append(outputs.router_logits)
-    whole = tuple(torch.cat(layer) for layer in zip(*routers, strict=True))
-    return torch.cat(losses).mean() + coefficient * load_balancing_loss_func(whole, 4, 2)
-
-
 def test_the_balancing_loss_of_a_mixture_of_experts(shards, tiny_model_dir, tmp_path):
-    """It is a mean over the tokens of a micro-batch, packed or not: one micro-batch holds all rows here."""
+    """It is a mean over the tokens of a micro-batch, packed or not: of a row here."""
     folder = tiny_model_dir("qwen3_moe")
-    whole = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 1, "num_train_epochs": 1}
-    got = run(tmp_path, shards, folder, router_aux_loss_coef=0.5, **whole)
-    model = load(folder)
-    loss = balanced(model, shards, 0.5)
-    loss.backward()
-    assert got[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
-    assert got[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    rows = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
+    got = run(tmp_path, shards, folder, router_aux_loss_coef=0.5, **rows)
+    expected = train_plainly(load(folder), shards, STEPS, adamw, extra=balanced(0.5))
+    assert_equal_training(got, expected, loss=1e-5, norm=1e-4)
+    assert_equal_weights(final(tmp_path), expected.model.state_dict(), atol=2e-5)
 
 
 def test_adapters_on_8_bit_weights(shards, tiny_model_dir, tmp_path):
     base = tiny_model_dir("llama")
-    got = run(tmp_path, shards, base, **LORA, load_in_8bit=True, num_train_epochs=2)
-    set_seed(SEED)
-    model = adapted(load(base, quantization_config=BitsAndBytesConfig(load_in_8bit=True)))
-    for parameter in adapters(model).values():
-        parameter.data = parameter.data.to(torch.bfloat16)
-    expected = train_plainly(model, shards, 2, adamw)
-    assert_equal_training(got, expected, loss=2e-3, norm=0.1)
+    got = run(tmp_path, shards, base, **LORA, load_in_8bit=True)
+    model = adapted(base, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+    assert_equal_training(got, train_plainly(model, shards, STEPS, adamw), loss=2e-3, norm=0.1)

@@ -10,7 +10,7 @@ from data_prep.shards import read_manifest, read_rows, shard_files
 from tests.training import document_loss, documents, history, make_shards, run_config, train
 from train.samples import read_samples
 
-STEPS = 3
+STEPS = 5
 LEARNING_RATE = 1e-3
 MAX_GRAD_NORM = 1.0
 NEW_TOKENS = 5

@@ -204,6 +204,14 @@ class TestDeepSpeedFile:
         deepspeed_file(zero_optimization=offload, zero_force_ds_cpu_optimizer=False)
         assert problems(flags, "--optim=paged_adamw_8bit", launch=launch_file()) == ""
 
+    @pytest.mark.parametrize("optim", ["adafactor", "stable_adamw"])
+    def test_optimizers_that_need_whole_weights(self, flags, optim, launch_file, monkeypatch):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+        assert f"on which {optim} would silently be another optimizer" in problems(
+            flags, "--optim", optim, launch=launch_file()
+        )
+        assert problems(flags, "--optim", optim) == ""
+
     def test_a_key_twice(self, flags, deepspeed_file, launch_file):
         deepspeed_file().write_text('{"gradient_clipping": 1, "gradient_clipping": 2}')
         assert "key 'gradient_clipping' is given twice" in problems(flags, launch=launch_file())
@@ -482,11 +490,6 @@ class TestSchedule:
         assert "has no eval split" in problems(flags, "--eval_strategy", "epoch")
         assert problems(flags) == ""
 
-    def test_a_metric_that_nothing_is_called(self, flags):
-        evaluated = [*flags, "--eval_strategy", "epoch", "--metric_for_best_model"]
-        assert "nothing is called 'eval_los'; there are eval_loss, " in problems([*evaluated, "eval_los"])
-        assert problems([*evaluated, "loss"]) == problems([*evaluated, "eval_token_accuracy"]) == ""
-
     @pytest.mark.parametrize(
         ("more", "words"),
         [
@@ -515,6 +518,15 @@ class TestSchedule:
     )
     def test_best_checkpoint_that_fits(self, flags, more):
         assert problems(flags, "--load_best_model_at_end", *more) == ""
+
+    def test_the_metric_is_one_that_is_measured(self, flags):
+        steps = ["--eval_strategy=epoch", "--save_strategy=epoch", "--load_best_model_at_end"]
+        for name in ("loss", "eval_loss", "eval_token_accuracy", "words_loss", "eval_words_loss_change"):
+            assert problems(flags, *steps, "--metric_for_best_model", name) == ""
+        found = problems(flags, *steps, "--metric_for_best_model", "accuracy")
+        assert "metric_for_best_model: expected one of eval_loss, eval_token_accuracy, eval_words_loss, " in found
+        found = problems(flags, *steps, "--eval_on_start=false", "--metric_for_best_model", "loss_change")
+        assert "found loss_change" in found  # nothing to compare with
 
     def test_plateau_and_best_need_evaluations(self, flags):
         assert "best needs evaluations" in problems(flags, "--save_strategy", "best")

@@ -115,17 +115,23 @@ def history(run_dir: Path) -> list[dict[str, Any]]:
     return json.loads((run_dir / "trainer_state.json").read_text())["log_history"]
 
 
-def documents(shards: Path, split: str) -> list[tuple[list[int], list[int], int]]:
-    """(ids, labels, source) of each document, unpacked."""
+def document_rows(shards: Path, split: str) -> list[list[tuple[list[int], list[int], int]]]:
+    """(ids, labels, source) of each document, unpacked, by row."""
     found = []
     for path in shard_files(shards, read_manifest(shards), split):
         for row in read_rows(path):
-            start = 0
+            start, found_here = 0, []
             for length, source in zip(row["seq_lengths"], row["sources"], strict=True):
                 ids, labels = (row[k][start : start + length].tolist() for k in ("input_ids", "labels"))
-                found.append((ids, labels, int(source)))
+                found_here.append((ids, labels, int(source)))
                 start += length
+            found.append(found_here)
     return found
+
+
+def documents(shards: Path, split: str) -> list[tuple[list[int], list[int], int]]:
+    """(ids, labels, source) of each document, unpacked."""
+    return [document for row in document_rows(shards, split) for document in row]
 
 
 def document_loss(model: Any, document: tuple[list[int], list[int], int]) -> tuple[Any, int]:

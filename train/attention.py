@@ -8,6 +8,7 @@ can be known without torch is checked by `problems_of_name` and `problems_of_lay
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -185,10 +186,20 @@ def _unsuited_varlen(setting: Setting) -> str | None:
         return f"not made for compute capability {'.'.join(map(str, setting.capability))}"
     if not setting.half:
         return "needs bf16 or fp16"
+    if lacks := _kernel_lacks():
+        return f"the kernel of this torch takes no {', '.join(lacks)}: upgrade torch"
     if setting.head_dim > 256 or setting.head_dim % 8:
         return f"head_dim {setting.head_dim} is over 256 or not a multiple of 8"
     dropout = getattr(setting.config, "attention_dropout", 0.0)
     return f"no dropout of attention weights on a GPU, the model has {dropout}" if dropout else None
+
+
+def _kernel_lacks() -> list[str]:
+    """Arguments that `train.varlen` gives torch's kernel and this version of it does not take."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    taken = inspect.signature(varlen_attn).parameters
+    return [name for name in ("scale", "window_size", "enable_gqa") if name not in taken]
 
 
 def _why(name: str, setting: Setting) -> str:

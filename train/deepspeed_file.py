@@ -9,6 +9,8 @@ from train.config import RunConfig
 
 # What accelerate maps to DeepSpeed's optimizer of the same kind when states are offloaded; it makes all others Adam.
 _MAPPED = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adagrad", "lion_32bit")
+# ZeRO hands an optimizer flat pieces of all weights; the updates of these depend on each weight's shape or norm.
+_NEED_WHOLE_WEIGHTS = ("adafactor", "galore", "apollo", "stable_adamw")
 
 
 def check_deepspeed(
@@ -71,6 +73,12 @@ def _check_optimizer(
     for section, option in (("optimizer", "optim"), ("scheduler", "lr_scheduler_type")):
         if section in settings:
             yield f"{origin}: section {section!r} would replace the run config's {option} without a word: remove it"
+    if zero.get("stage") in (1, 2, 3) and any(part in config.optim for part in _NEED_WHOLE_WEIGHTS):
+        yield (
+            f"{origin}: ZeRO cuts the weights into flat pieces, on which {config.optim} would silently be another "
+            "optimizer, for each number of processes another: choose another optim (adamw_8bit takes little memory "
+            "too), or train without DeepSpeed"
+        )
     device = (zero.get("offload_optimizer") or {}).get("device", "none")
     optim, forced = config.optim, settings.get("zero_force_ds_cpu_optimizer", True)
     if device in ("cpu", "nvme") and forced and optim not in _MAPPED:

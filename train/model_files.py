@@ -85,9 +85,7 @@ def _check_packages(config: RunConfig) -> Iterator[str]:
     optim = config.optim
     needed = {
         "peft": config.value("use_peft") and "use_peft",
-        "bitsandbytes": (config.value("load_in_4bit") and "load_in_4bit")
-        or (config.value("load_in_8bit") and "load_in_8bit")
-        or (any(mark in optim for mark in _BITSANDBYTES) and "torch" not in optim and f"optim {optim}"),
+        "bitsandbytes": _bitsandbytes_option(config),
         "liger_kernel": config.value("use_liger_kernel") and "use_liger_kernel",
     }
     needed |= {package: f"optim {optim}" for part, package in _OPTIMIZER_PACKAGES.items() if part in optim}
@@ -96,6 +94,22 @@ def _check_packages(config: RunConfig) -> Iterator[str]:
     for package, option in needed.items():
         if option and importlib.util.find_spec(package) is None:
             yield f"{option}: needs the package {package}, which is not installed: install it, or leave the option out"
+
+
+def _bitsandbytes_option(config: RunConfig) -> str | None:
+    """The option that needs bitsandbytes, if one does."""
+    for name in ("load_in_4bit", "load_in_8bit"):
+        if config.value(name):
+            return name
+    optim = config.optim
+    return f"optim {optim}" if any(mark in optim for mark in _BITSANDBYTES) and "torch" not in optim else None
+
+
+def needs_bitsandbytes(config: RunConfig) -> bool:
+    """Whether an option does, or the model is quantised already, as far as its files are here."""
+    path = model_file(config, "config.json")
+    quantised = path is None or "quantization_config" in path.read_text(encoding="utf-8")
+    return quantised or _bitsandbytes_option(config) is not None
 
 
 def _check_folder(config: RunConfig) -> Iterator[str]:

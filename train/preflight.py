@@ -110,7 +110,8 @@ def examine(
     report.problems += _check_world(config, processes)
     manifest = _read_data(config, report, verify_data)
     report.problems += check_model(config, manifest)
-    report.problems += check_schedule(config, manifest)
+    sources = [s["name"] for s in manifest["sources"] if s.get("eval_documents", 1)] if manifest else []
+    report.problems += check_schedule(config, manifest["splits"]["eval"]["rows"] if manifest else None, sources)
     if processes is None:
         assumed = config.own.expected_world_size or 1
         report.notes.append(f"the number of processes is not known (--num_processes N): the numbers are for {assumed}")

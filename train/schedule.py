@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,13 +72,15 @@ def eval_steps(config: RunConfig) -> float:
     return config.value("eval_steps") or config.value("logging_steps")
 
 
-def check_schedule(config: RunConfig, manifest: dict[str, Any] | None) -> Iterator[str]:
+def check_schedule(config: RunConfig, eval_rows: int | None, sources: Sequence[str] = ()) -> Iterator[str]:
     """What does not fit together about evaluating, saving and the best checkpoint.
 
     Args:
-        manifest: of the shards, if it could be read.
+        eval_rows: rows of the eval split, if the manifest could be read.
+        sources: those with documents in it.
     """
-    eval_rows = manifest["splits"]["eval"]["rows"] if manifest else None
+    if sources and eval_rows:
+        yield from _check_metric(config, sources)
     evaluates, saves = config.value("eval_strategy"), config.value("save_strategy")
     if evaluates != "no" and eval_rows == 0:
         yield (
@@ -87,20 +89,10 @@ def check_schedule(config: RunConfig, manifest: dict[str, Any] | None) -> Iterat
         )
     if evaluates == "no" and config.value("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy"):
         yield f"lr_scheduler_type: {config.value('lr_scheduler_type')} needs evaluations: set eval_strategy"
-    if manifest and evaluates != "no" and eval_rows:
-        yield from _check_metric(config.value("metric_for_best_model"), manifest)
     if config.value("load_best_model_at_end"):
         yield from _check_best(config, evaluates, saves)
     elif saves == "best" and evaluates == "no":
         yield "save_strategy: best needs evaluations: set eval_strategy"
-
-
-def _check_metric(metric: str | None, manifest: dict[str, Any]) -> Iterator[str]:
-    """The Trainer finds out at the first evaluation, with a KeyError."""
-    names = ["", *(f"{source['name']}_" for source in manifest["sources"] if source.get("eval_documents"))]
-    known = [f"{name}{kind}" for name in names for kind in ("loss", "loss_change", "token_accuracy")]
-    if metric is not None and metric.removeprefix("eval_") not in known:
-        yield f"metric_for_best_model: nothing is called {metric!r}; there are {', '.join(f'eval_{n}' for n in known)}"
 
 
 def _check_best(config: RunConfig, evaluates: str, saves: str) -> Iterator[str]:
@@ -116,6 +108,19 @@ def _check_best(config: RunConfig, evaluates: str, saves: str) -> Iterator[str]:
                 f"{name}: true expects save_steps to be a multiple of eval_steps, found {save} and {between}: every "
                 "checkpoint needs an evaluation of its own"
             )
+
+
+def _check_metric(config: RunConfig, sources: Sequence[str]) -> Iterator[str]:
+    """The trainer would look for the metric after the first evaluation, and end with a KeyError if it is not there."""
+    asked = config.value("metric_for_best_model")
+    if asked is None or config.value("eval_strategy") == "no":
+        return
+    of = ["", *(f"{name}_" for name in sources)]
+    known = [f"eval_{source}{kind}" for source in of for kind in ("loss", "token_accuracy")]
+    known += [f"eval_{source}loss_change" for source in of if config.eval_on_start]
+    name = asked if asked.startswith("eval_") else f"eval_{asked}"
+    if name not in known:
+        yield f"metric_for_best_model: expected one of {', '.join(known)}, found {asked}: name one that is measured"
 
 
 def schedule_notes(config: RunConfig, schedule: Schedule, train: dict[str, Any]) -> Iterator[str]:

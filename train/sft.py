@@ -16,17 +16,24 @@ from typing import Any
 
 from train import preemption, watchdog
 from train.config import load_run_config
+from train.late_imports import end_start, leave_out_unused
 
 _LOCK: list[Any] = []  # the open lock file of the run directory, held until this process ends
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Train to the end, or to a preemption (both 0); 2 when something has to be changed first."""
+def main(argv: list[str] | None = None, *, own_process: bool = False) -> int:
+    """Train to the end, or to a preemption (both 0); 2 when something has to be changed first.
+
+    Args:
+        own_process: nothing else runs in it, so that what this run does not use need not be imported.
+    """
     preemption.install_handlers()
     _prepare_process()
     try:
         config = load_run_config(sys.argv[1:] if argv is None else argv)
         _preflight(config)
+        if own_process:
+            leave_out_unused(config)
         _train(config)
     except ValueError as error:
         if os.environ.get("RANK", "0") == "0":
@@ -71,7 +78,8 @@ def _train(config: Any) -> None:
     run_dir = Path(config.sft["output_dir"])
     config, note = keep_global_batch(config, run_dir, int(os.environ.get("WORLD_SIZE", "1")))
     args = build_sft_config(config)  # starts the process group
-    _check_world_size(args.world_size, config, args.n_gpu)
+    _check_world_size(args.world_size, config)
+    _check_one_gpu(args.n_gpu)
     manifest = load_manifest(config.own.data)
     record = _start_record(run_dir, config, args)
     run_record.use_wandb_id(record, run_dir)
@@ -91,6 +99,7 @@ def _train(config: Any) -> None:
         trainer.restore_counters(resumed)
         args.eval_on_start = False  # the base model was evaluated at the first start
     trainer.check_lead_at_start()
+    end_start()
     with resumable(resumed, trainer, config, log) if resumed else nullcontext() as folder:
         trainer.train(resume_from_checkpoint=str(folder) if folder else None)
     if trainer.preempted:
@@ -122,18 +131,22 @@ def _check_saved(trainer: Any, run_dir: Path) -> None:
         )
 
 
-def _check_world_size(world_size: int, config: Any, num_gpus: int = 0) -> None:
+def _check_world_size(world_size: int, config: Any) -> None:
     """Refuse a world that is not what was asked for: a launcher may start several worlds of one, and exit with 0."""
-    if num_gpus > 1:
-        raise ValueError(
-            f"this one process sees {num_gpus} GPUs, over which torch would split each batch (DataParallel): start it "
-            "with accelerate launch and a file of configs/accelerate, or let it see one GPU (CUDA_VISIBLE_DEVICES)"
-        )
     wanted = config.own.expected_world_size
     if wanted is not None and world_size != wanted:
         raise ValueError(
             f"expected_world_size is {wanted}, but this world has {world_size} process(es): the launch "
             "configuration does not start what you asked for (see configs/accelerate and the num_processes it gives)"
+        )
+
+
+def _check_one_gpu(visible: int) -> None:
+    """Refuse one process with several GPUs: the model would be spread over them, one at work at a time."""
+    if visible > 1:
+        raise ValueError(
+            f"expected one GPU for each process, this process sees {visible}: start as many processes (such as "
+            "configs/accelerate/zero3.yaml does), or show it one: CUDA_VISIBLE_DEVICES=0"
         )
 
 
@@ -268,4 +281,4 @@ def _silent(message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(own_process=True))

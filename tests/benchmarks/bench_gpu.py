@@ -5,16 +5,19 @@
 
 Models of random weights, with the shapes of Qwen3-1.7B (all weights trained) and Qwen3-8B (LoRA). Documents of random
 ids with the lengths of Alpaca in Qwen3's tokens. For each model: `packhaul` (train.sft as it is, rows of 8,192 tokens
-packed here), `trl_packed` (SFTTrainer, packing=True, max_length 8,192) and `trl_padded` (SFTTrainer's defaults). Each
-measurement is a process of its own, in bf16 with gradient checkpointing; the first steps are not counted. Targets on an
-H100, for the 1.7B shape: MFU of 0.50, 1.15 times trl_packed, 3 times trl_padded, by trained tokens a second.
+packed here), `trl_packed` (SFTTrainer, packing=True, max_length 8,192) and `trl_padded` (SFTTrainer's defaults), and at
+the end, where time is left, `packhaul_compiled` (torch_compile). Each measurement is a process of its own, in bf16; all
+ways of a model have the same gradient checkpointing (8B: on; 1.7B: off, one row a step fits 80 GB without it); the
+first steps are not counted. Targets on an H100, for the 1.7B shape: MFU of 0.50, 1.15 times trl_packed, 3 times
+trl_padded, by trained tokens a second.
 
 The last line is JSON: `device`, `checks` (exit code of tests/gpu), `measured` with `tokens_per_second`,
 `trained_tokens_per_second`, `mfu`, `peak_gib`, `step_seconds`, or `error`, and the ratios to TRL.
 
-MFU counts 6 operations a weight and real token (4 for LoRA, whose frozen weights have no gradient), embeddings aside,
-the head on all positions, and 6 x layers x heads x head_dim for each pair of tokens in a document (12 for both products
-and both passes, halved as attention is causal). What checkpointing computes again is not counted. Peaks: dense bf16.
+MFU counts, as `train.throughput` does, 6 operations a weight and real token (4 for LoRA, whose frozen weights have no
+gradient), embeddings aside, the head on trained tokens, and 6 x layers x heads x head_dim for each pair of tokens in a
+document (12 for both products and both passes, halved as attention is causal). What checkpointing computes again is not
+counted. Peaks: dense bf16, of TRL's table.
 """
 
 from __future__ import annotations
@@ -56,15 +59,7 @@ SHAPES: dict[str, dict[str, Any]] = {
                   "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192},
 }  # fmt: skip
 WAYS = ("packhaul", "trl_packed", "trl_padded")
-PEAKS = {
-    "H100": 989e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "A10G": 70e12,
-}
+CHECKED = 0.45  # of the time at most goes into tests/gpu, so that the measurements have theirs
 WARM_UP = 3  # steps that are not counted: compiling kernels, growing the allocator's pool
 LONGEST = 120  # seconds of one measurement
 
@@ -95,7 +90,7 @@ def run_all(minutes: float, dry_run: bool) -> dict[str, Any]:
     deadline = time.monotonic() + 60 * minutes
     report: dict[str, Any] = {"dry_run": dry_run, "device": device_name(dry_run), "measured": {}}
     if not dry_run:
-        report["checks"] = run_checks(deadline)
+        report["checks"] = run_checks(60 * minutes * CHECKED)
     for shape in ("tiny", "tiny_lora") if dry_run else ("1.7B", "8B_lora"):
         for way in WAYS:
             report["measured"][f"{shape} {way}"] = found = measure_apart(shape, way, deadline, dry_run)
@@ -103,6 +98,8 @@ def run_all(minutes: float, dry_run: bool) -> dict[str, Any]:
         speeds = [report["measured"][f"{shape} {way}"].get("trained_tokens_per_second") for way in WAYS]
         for other, speed in zip(WAYS[1:], speeds[1:], strict=True):
             report[f"{shape} ratio_to_{other}"] = round(speeds[0] / speed, 3) if speeds[0] and speed else None
+    if not dry_run:  # a CPU would compile for minutes
+        report["measured"]["1.7B packhaul_compiled"] = measure_apart("1.7B", "packhaul_compiled", deadline, dry_run)
     return report
 
 
@@ -113,11 +110,11 @@ def device_name(dry_run: bool) -> str:
     return "CPU" if dry_run else torch.cuda.get_device_name()
 
 
-def run_checks(deadline: float) -> int | str:
+def run_checks(seconds: float) -> int | str:
     """tests/gpu in a process of its own: its exit code."""
     command = [sys.executable, "-m", "pytest", "-q", "tests/gpu"]
     try:
-        return subprocess.run(command, timeout=max(deadline - time.monotonic(), 1), stdout=sys.stderr).returncode
+        return subprocess.run(command, timeout=seconds, stdout=sys.stderr).returncode
     except subprocess.TimeoutExpired:
         return "out of time"
 
@@ -144,20 +141,22 @@ def measure_apart(shape: str, way: str, deadline: float, dry_run: bool) -> dict[
 def measure(shape: str, way: str, steps: int, folder: Path, dry_run: bool) -> dict[str, Any]:
     """Train `steps` steps and time those after the warm-up."""
     import torch
+    from trl.trainer.utils import get_peak_flops
 
     documents = make_documents(60 if dry_run else 20_000, SHAPES[shape]["vocab_size"])
     model_dir = write_model(folder / "model", SHAPES[shape])
     seen: list[tuple[float, int, int, int]] = []
     with random_weights(), watched_steps(seen), contextlib.redirect_stdout(sys.stderr):
-        if way == "packhaul":
-            train_with_packhaul(documents, model_dir, shape, steps, folder, dry_run)
+        if way.startswith("packhaul"):
+            compiled = way == "packhaul_compiled"
+            train_with_packhaul(documents, model_dir, shape, steps, folder, dry_run, torch_compile=compiled)
         else:
             train_with_trl(documents, model_dir, shape, steps, folder, dry_run, packed=way == "trl_packed")
     warm_up = 1 if dry_run else WARM_UP
     (begun, *_), counted = seen[warm_up - 1], seen[warm_up:]
     seconds, tokens, trained, pairs = counted[-1][0] - begun, *(sum(s[i] for s in counted) for i in (1, 2, 3))
-    peak = next((value for name, value in PEAKS.items() if name in device_name(dry_run)), None)
-    operations = count_operations(SHAPES[shape], tokens, pairs, lora=shape.endswith("_lora"))
+    peak = get_peak_flops(device_name(dry_run), "bfloat16")
+    operations = count_operations(SHAPES[shape], tokens, trained, pairs, lora=shape.endswith("_lora"))
     return {
         "tokens_per_second": round(tokens / seconds),
         "trained_tokens_per_second": round(trained / seconds),
@@ -167,20 +166,21 @@ def measure(shape: str, way: str, steps: int, folder: Path, dry_run: bool) -> di
     }
 
 
-def count_operations(shape: dict[str, Any], tokens: int, pairs: int, *, lora: bool) -> float:
+def count_operations(shape: dict[str, Any], tokens: int, trained: int, pairs: int, *, lora: bool) -> float:
     """Floating-point operations of forward and backward; see the module's text.
 
     Args:
         tokens: real ones, without padding.
+        trained: those with a label.
         pairs: sum of the squares of the documents' lengths.
     """
     width, heads, kv, dim = (
         shape[k] for k in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
     )
     layer = width * dim * (2 * heads + 2 * kv) + 3 * width * shape["intermediate_size"]
-    weights = shape["num_hidden_layers"] * layer + shape["vocab_size"] * width
+    weights = shape["num_hidden_layers"] * layer * tokens + shape["vocab_size"] * width * trained
     attention = 6 * shape["num_hidden_layers"] * heads * dim * pairs
-    return (4 if lora else 6) * weights * tokens + attention
+    return (4 if lora else 6) * weights + attention
 
 
 def make_documents(count: int, vocabulary: int) -> list[tuple[np.ndarray, int]]:
@@ -274,15 +274,27 @@ def common_options(shape: str, steps: int, folder: Path, dry_run: bool) -> dict[
         "output_dir": str(folder / "run"),
         "max_steps": steps,
         "learning_rate": 1e-5,
-        "gradient_checkpointing": True,
+        "gradient_checkpointing": shape != "1.7B",
     }
     quiet = {"save_strategy": "no", "report_to": "none", "logging_steps": 1000, "disable_tqdm": True}
     device = {"use_cpu": dry_run, "bf16": not dry_run, "optim": "adamw_torch" if dry_run else "adamw_torch_fused"}
     return {**fixed, **quiet, **device}
 
 
+def packed_rows(shape: str) -> int:
+    """Packed rows of a step."""
+    return 1 if shape == "1.7B" else 2
+
+
 def train_with_packhaul(
-    documents: list[tuple[np.ndarray, int]], model_dir: Path, shape: str, steps: int, folder: Path, dry_run: bool
+    documents: list[tuple[np.ndarray, int]],
+    model_dir: Path,
+    shape: str,
+    steps: int,
+    folder: Path,
+    dry_run: bool,
+    *,
+    torch_compile: bool,
 ) -> None:
     """train.sft on shards packed as data_prep packs them."""
     import yaml
@@ -290,7 +302,8 @@ def train_with_packhaul(
     from train.sft import main as sft
 
     shards = write_shards(folder / "shards", documents, seq_len=1024 if dry_run else 8192)
-    options = {**common_options(shape, steps, folder, dry_run), "data": str(shards), "per_device_train_batch_size": 2}
+    options = {**common_options(shape, steps, folder, dry_run), "data": str(shards), "torch_compile": torch_compile}
+    options["per_device_train_batch_size"] = packed_rows(shape)
     options |= {"model_name_or_path": str(model_dir), "dtype": "bfloat16" if shape == "8B_lora" else "float32"}
     if shape.endswith("_lora"):
         options |= {"use_peft": True, "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
@@ -352,7 +365,7 @@ def train_with_trl(
     load |= {"attn_implementation": "flash_attention_2"} if flash else {}
     length = 1024 if dry_run else 8192
     options: dict[str, Any] = (
-        {"packing": True, "max_length": length, "per_device_train_batch_size": 2} if packed else {}
+        {"packing": True, "max_length": length, "per_device_train_batch_size": packed_rows(shape)} if packed else {}
     )
     options["completion_only_loss"] = True
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")

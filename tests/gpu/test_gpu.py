@@ -76,14 +76,17 @@ def usable(model_dir) -> list[str]:
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "mistral", "qwen3_moe", "gemma2"])
 def test_every_back_end_isolates_in_bf16(architecture, tiny_model_dir, capsys):
     ids = torch.randint(4, 260, (isolation.TOKENS,), generator=torch.Generator().manual_seed(1)).tolist()
-    folder, found = tiny_model_dir(architecture, **HEADS), {}
+    folder, found, failed = tiny_model_dir(architecture, **HEADS), {}, {}
     for name in usable(folder):
-        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=name, dtype=torch.bfloat16).to(GPU)
-        add_fused_lm_head(model)
-        found[name] = isolation.check(model, ids, GPU, torch.bfloat16)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=name, dtype=torch.bfloat16).to(GPU)
+            add_fused_lm_head(model)
+            found[name] = isolation.check(model, ids, GPU, torch.bfloat16)
+        except Exception as error:  # one back end's failure must not hide what the others do
+            failed[name] = f"{type(error).__name__}: {error}"
     with capsys.disabled():
         print(f"\n{architecture}: {found}")
-    assert "eager" in found
+    assert not failed and "eager" in found, failed
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +111,21 @@ MODES = {
     "offloaded_activations": {"activation_offloading": True},
     "8bit": {"optim": "adamw_8bit"},
     "paged_8bit": {"optim": "paged_adamw_8bit"},
+    "liger": {"use_liger_kernel": True},
 }
+PACKAGES = {"8bit": "bitsandbytes", "paged_8bit": "bitsandbytes", "liger": "liger_kernel"}
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_bf16_training_follows_the_fp32_reference(mode, shards, expected, tiny_model_dir, tmp_path):
+    if mode in PACKAGES:
+        pytest.importorskip(PACKAGES[mode])
     losses = train_here(tmp_path, **options(shards, tiny_model_dir("llama", **HEADS), **MODES[mode]))
     assert [entry["loss"] for entry in losses] == pytest.approx(expected, rel=0.02)
 
 
 def test_qlora_learns(shards, tiny_model_dir, tmp_path):
+    pytest.importorskip("bitsandbytes")
     more = {"use_peft": True, "load_in_4bit": True, "use_bnb_nested_quant": True, "lora_target_modules": "all-linear"}
     more |= {"optim": "paged_adamw_8bit", "learning_rate": 1e-2, "num_train_epochs": 20}
     losses = train_here(tmp_path, **options(shards, tiny_model_dir("llama", **HEADS), **more))
@@ -125,6 +133,7 @@ def test_qlora_learns(shards, tiny_model_dir, tmp_path):
 
 
 def test_zero3_with_one_process(shards, expected, tiny_model_dir, tmp_path):
+    pytest.importorskip("deepspeed")
     one = {"expected_world_size": 1, "expected_distributed_type": "DEEPSPEED", "output_dir": str(tmp_path / "run")}
     config = run_config(tmp_path / "run.yaml", **options(shards, tiny_model_dir("llama", **HEADS), **one))
     command = [Path(sys.executable).with_name("accelerate"), "launch", "--config_file", "configs/accelerate/zero3.yaml"]
