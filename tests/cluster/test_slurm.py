@@ -108,17 +108,22 @@ def test_term_alone_is_enough_to_save_and_requeue(cluster, project, site):
     assert [int(line) for line in steps.read_text().split()] == list(range(1, 601))
 
 
-def test_a_job_goes_on_after_a_power_failure_of_a_node(cluster, project, site):
-    """Nothing is saved on the way: it goes on from the last checkpoint, here none."""
-    job_id = submit_stub(cluster, project, site, steps=100)
+@pytest.mark.parametrize("first", ["slurm", "training"])
+def test_a_job_goes_on_after_a_power_failure_of_a_node(first, cluster, project, site):
+    """Whoever notices it first. Nothing is saved on the way: it goes on from the last checkpoint, here none."""
+    job_id = submit_stub(cluster, project, site, steps=150, patience=60 if first == "slurm" else 2)
     cluster.wait_until(lambda _: (project / "runs/stub/steps.log").is_file(), job_id, timeout=60)
     cluster.cut_node(2)
-    cluster.wait_until(lambda job: job["JobState"] != "RUNNING", job_id, timeout=90)
+    # A signal that is being passed on when the attempt ends must not reach the next one.
+    cluster.run("scancel", "--batch", "--signal=USR1", job_id)
+    cluster.wait_until(lambda job: job["Restarts"] == "1", job_id, timeout=90)
     cluster.start_node(2)
     job = cluster.wait(job_id, timeout=150)
     log = read_log(job)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log
     assert "attempt 1" in log and (project / "runs/stub/complete.json").exists()
+    assert first == "slurm" or log.index("Root Cause") < log.index("DUE TO NODE FAILURE"), log
+    assert [int(line) for line in (project / "runs/stub/steps.log").read_text().split()][-150:] == list(range(1, 151))
 
 
 def test_a_node_that_lacks_something_is_named_before_training(cluster, project, site):
