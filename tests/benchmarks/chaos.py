@@ -130,7 +130,8 @@ def start(folder: Path, name: str, steps: int) -> int:
         logging_steps=4,
     )
     sys.stdout.flush()
-    out = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)  # here: a kill may come before the child runs
+    # Opened here: the child may be killed before it does anything.
+    out = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     child = os.fork()
     if child == 0:
         with _exiting():
