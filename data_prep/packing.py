@@ -1,12 +1,20 @@
-"""Global best-fit-decreasing bin packing: documents into rows of at most seq_len tokens.
+"""Documents into rows of at most seq_len tokens: rows as full as can be, and alike.
 
-Best-fit-decreasing puts the longest remaining document into the fullest row that still takes it. Over all documents at
-once, not in windows, it leaves almost no gap: short documents fill what long ones leave. (Method: Johnson 1974; for
-packing documents: "Fewer Truncations Improve Language Modeling", Ding et al. 2024, and TRL's `bfd` strategy.)
+Best-fit-decreasing over all documents at once puts the longest remaining document into the fullest row that still takes
+it, and leaves almost no gap: short documents fill what long ones leave. (Method: Johnson 1974; for packing documents:
+"Fewer Truncations Improve Language Modeling", Ding et al. 2024, and TRL's `bfd` strategy.) But documents much shorter
+than a row then lie beside others of their own length: a step of a few rows sees a few lengths, thus kinds of tasks, and
+the processes of a step compute attention for very different times.
 
-Only lengths matter, so documents of one length and rows with one free space are handled together: after a document of
-length L went into a row with the least sufficient space s, that row has the least sufficient space again as long as
-s - L >= L. So each row takes s // L documents of that length at once. The result is the one-by-one algorithm's.
+So most documents are dealt instead: longest first, round by round, the longest of a round to the emptiest row (the LPT
+rule, Graham 1969). Each row gets its part of every length. A reserve of short documents of all lengths then fills the
+gaps by best-fit-decreasing. Where that would cost more than one row in a thousand, a larger reserve is tried, and last
+plain best-fit-decreasing, as for documents about as long as a row.
+
+Only lengths matter to best-fit-decreasing, so documents of one length and rows with one free space are handled
+together: after a document of length L went into a row with the least sufficient space s, that row has the least
+sufficient space again as long as s - L >= L. So each row takes s // L documents of that length at once. The result is
+the one-by-one algorithm's.
 """
 
 from __future__ import annotations
@@ -15,6 +23,10 @@ from bisect import bisect_left, insort
 from collections import deque
 
 import numpy as np
+
+_RESERVES = (0.1, 0.2, 0.4)  # of all tokens, left to fill the gaps
+_SHORT = 8  # the reserve's documents are at most this part of a row
+_COST = 1000  # one row more for so many is a fair price
 
 
 def pack(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, int]:
@@ -36,22 +48,81 @@ def pack(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, int]:
     if lengths.min() < 1 or lengths.max() > seq_len:
         raise ValueError(f"lengths must be from 1 to seq_len={seq_len}, found {lengths.min()} to {lengths.max()}")
     order = np.argsort(-lengths, kind="stable")
-    row_of = np.empty(lengths.size, dtype=np.int64)
-    rows = _OpenRows(seq_len)
-    boundaries = np.flatnonzero(np.diff(lengths[order])) + 1
-    for documents in np.split(order, boundaries):
+    row_of, count = best_fit_decreasing(lengths, seq_len, order)
+    for reserve in _RESERVES:
+        dealt, dealt_count = _deal(lengths, seq_len, order, reserve)
+        if dealt_count <= count + count // _COST:
+            return dealt, dealt_count
+    return row_of, count
+
+
+def best_fit_decreasing(
+    lengths: np.ndarray,
+    seq_len: int,
+    order: np.ndarray,
+    begun: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[np.ndarray, int]:
+    """Best-fit-decreasing, over rows that are empty or begun.
+
+    Args:
+        lengths: (documents,) integers.
+        seq_len: tokens a row holds at most.
+        order: documents to place, the longest first.
+        begun: (documents,) int64 row numbers so far, written to; and (rows,) tokens of each row.
+
+    Returns:
+        (documents,) int64 row numbers, and how many rows there are.
+    """
+    row_of, loads = begun or (np.empty(lengths.size, dtype=np.int64), np.empty(0, dtype=np.int64))
+    rows = _OpenRows(seq_len, loads)
+    for documents in _runs(order, lengths[order]):
         rows.place(documents, int(lengths[documents[0]]), row_of)
     return row_of, rows.count
+
+
+def _deal(lengths: np.ndarray, seq_len: int, order: np.ndarray, reserve: float) -> tuple[np.ndarray, int]:
+    """Deal all but a reserve to as many rows as the tokens need at least, then fill these up."""
+    total = int(lengths.sum(dtype=np.int64))
+    loads = np.zeros(-(-total // seq_len), dtype=np.int64)
+    row_of = np.empty(lengths.size, dtype=np.int64)
+    kept = _choose_reserve(lengths[order], seq_len, reserve * total)
+    dealt, rest = order[~kept], [order[kept]]
+    for first in range(0, dealt.size, loads.size):
+        documents = dealt[first : first + loads.size]
+        rows = np.argsort(loads, kind="stable")[: documents.size]  # the emptiest first
+        fits = loads[rows] + lengths[documents] <= seq_len
+        rest.append(documents[~fits])
+        documents, rows = documents[fits], rows[fits]
+        row_of[documents] = rows
+        loads[rows] += lengths[documents]
+    left = np.concatenate(rest)
+    return best_fit_decreasing(lengths, seq_len, left[np.argsort(-lengths[left], kind="stable")], (row_of, loads))
+
+
+def _choose_reserve(decreasing: np.ndarray, seq_len: int, tokens: float) -> np.ndarray:
+    """(documents,) bool: short documents of about so many tokens together, of all lengths alike."""
+    is_short = decreasing * _SHORT <= seq_len
+    share = min(1.0, tokens / max(1, int(decreasing[is_short].sum(dtype=np.int64))))
+    steps = np.floor(np.cumsum(is_short) * share)
+    return is_short & (np.diff(steps, prepend=0) > 0)
+
+
+def _runs(values: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:
+    """Values cut where the sorted keys change."""
+    return np.split(values, np.flatnonzero(np.diff(keys)) + 1) if values.size else []
 
 
 class _OpenRows:
     """Rows that still have space, as runs of consecutive row numbers by space."""
 
-    def __init__(self, seq_len: int):
+    def __init__(self, seq_len: int, loads: np.ndarray):
         self.seq_len = seq_len
-        self.count = 0  # rows opened so far
+        self.count = loads.size  # rows opened so far
         self._spaces: list[int] = []  # sorted, without repeats
         self._runs: dict[int, deque[np.ndarray]] = {}
+        fullest_first = np.argsort(-loads, kind="stable")
+        for rows in _runs(fullest_first, loads[fullest_first]):
+            self._add(seq_len - int(loads[rows[0]]), rows)
 
     def place(self, documents: np.ndarray, length: int, row_of: np.ndarray) -> None:
         """Put documents of one length into the fullest rows that take them, opening rows when none does."""

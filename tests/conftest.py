@@ -58,6 +58,17 @@ def cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def environment_as_before():
+    """What a test, or a run inside its process, sets in the environment ends with it: the next one must not inherit a
+    W&B run or an offline mode."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory):
     """The tokenizer of `build_tiny_tokenizer`; `name_or_path` is its folder."""

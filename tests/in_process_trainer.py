@@ -38,7 +38,7 @@ def make_trainer(shards: Path, model_dir: Path, run_dir: Path, *, callbacks: Any
     manifest = read_manifest(shards)
     filler = manifest["end_token_ids"][0]
     evaluates = args.eval_strategy != "no" or args.eval_on_start
-    return PackedSFTTrainer(
+    trainer = PackedSFTTrainer(
         AutoModelForCausalLM.from_pretrained(model_dir, attn_implementation="sdpa"),
         args,
         train_dataset=number_rows(pad_to_multiple(load_split(shards, manifest, "train"), rows_per_step(args), filler)),
@@ -50,3 +50,5 @@ def make_trainer(shards: Path, model_dir: Path, run_dir: Path, *, callbacks: Any
         shards=[(shard["file"], shard["rows"]) for shard in manifest["splits"]["train"]["shards"]],
         **own,
     )
+    trainer.start_saving(print, in_background=False)
+    return trainer

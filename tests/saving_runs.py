@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.in_process import as_a_fresh_process
 from tests.training import run_config
 from train import preemption, sft
 
 
 def run_here(config: Path, *flags: str) -> int:
-    """`train.sft` with this run config; its exit code. Handlers and the lock are given back."""
-    with _own_handlers():
+    """`train.sft` with this run config; its exit code. What it leaves in this process, and the lock, are given back."""
+    with as_a_fresh_process():
         try:
             return sft.main(["--config", str(config), *flags])
         finally:
@@ -27,13 +25,3 @@ def single_config(path: Path, **options: Any) -> Path:
     """A run config for one process without DeepSpeed."""
     alone = {"expected_world_size": 1, "expected_distributed_type": "NO", "disable_tqdm": True}
     return run_config(path, **{**alone, **options})
-
-
-@contextlib.contextmanager
-def _own_handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in preemption.SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

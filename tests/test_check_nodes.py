@@ -92,3 +92,11 @@ def test_nodes_are_heard_over_the_network_and_silent_ones_are_named(monkeypatch)
 @pytest.mark.parametrize(("answered", "apart"), [(10.5, 0), (8, -2), (15, 4), (10, 0), (11, 0)])
 def test_a_clock_is_only_as_wrong_as_the_answer_proves(answered, apart):
     assert check_nodes._apart(answered, asked=10, heard=11) == apart
+
+
+def test_outside_a_job_it_says_where_it_belongs(monkeypatch, capsys):
+    monkeypatch.delenv("SLURM_NODEID", raising=False)
+    monkeypatch.setattr("sys.argv", ["check_nodes"])
+    with pytest.raises(SystemExit, match="2"):
+        check_nodes.main()
+    assert "SLURM_NODEID" in capsys.readouterr().err

@@ -9,6 +9,7 @@ after a bounded wait. What is expected comes from the variables of slurm/env.sh.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -52,7 +53,13 @@ class Node:
 
 def main() -> int:
     """0 if all nodes are fit, 1 if not, with one line for each problem on the first."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.check_nodes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
     environment = os.environ
+    if missing := [name for name in ("SLURM_NODEID", "PACKHAUL_NODE_NAMES") if name not in environment]:
+        parser.error(f"{' and '.join(missing)} not set: this runs in a step of a job, as slurm/train.sbatch starts it")
     rank, names = int(environment["SLURM_NODEID"]), environment["PACKHAUL_NODE_NAMES"].split()
     node = look(expected_of(environment))
     if len(names) == 1:
