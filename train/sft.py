@@ -63,7 +63,7 @@ def _preflight(config: Any) -> None:
 def _train(config: Any) -> None:
     from train import checkpoint, run_record
     from train.config import build_sft_config
-    from train.data import load_manifest
+    from train.data import load_manifest, verify_shards
     from train.resume import find_resume
     from train.trainer import is_main
     from train.world_size import keep_global_batch, resumable
@@ -78,6 +78,8 @@ def _train(config: Any) -> None:
     log = _say if is_main(args) else _silent
     if note:
         log(note)
+    if config.own.verify_shards:
+        verify_shards(config.own.data, manifest, args)
 
     trainer, stop = _make_trainer(config, args, manifest, record, log)
     resumed = find_resume(config, run_dir, args, log)
