@@ -367,6 +367,16 @@ def test_env_sh_names_all_that_is_wrong_at_once(project):
     assert not project.calls("sbatch")
 
 
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("5", 300), ("4:59", 299), ("0:05:01", 301), ("0-1", 3600), ("0-0:05", 300), ("1-00:00:08", 86408)],
+)
+def test_a_time_limit_within_the_signals_lead_is_refused(project, time, seconds):
+    code = project.run("submit.sh", "--dry-run", "train", "--config", "run.yaml", PACKHAUL_TIME=time)
+    assert code == (seconds <= 300), project.log
+    assert ("is no longer than PACKHAUL_SIGNAL_SECONDS=300" in project.log) == (seconds <= 300)
+
+
 def test_submit_gives_sbatch_the_values_of_env_sh(project):
     env = {"PACKHAUL_ACCOUNT": "a7", "PACKHAUL_PARTITION": "gpu", "PACKHAUL_SBATCH_OPTIONS": "--qos=long --exclusive"}
     arguments = ["prepare", "--recipe", "run.yaml", "--output", "my shards", "then"]
@@ -393,6 +403,9 @@ def test_dry_run_prints_the_same_commands_and_submits_nothing(project):
     assert project.run("submit.sh", "--dry-run", *arguments) == 0
     printed = project.log
     assert not project.calls("sbatch")
+    for script in ("prepare", "train"):
+        text = (project.folder / f"slurm/{script}.sbatch").read_text()
+        assert "".join(f"# {line}\n" for line in text.splitlines()) in printed
     project.run("submit.sh", *arguments)
     subprocess.run(  # what was printed, run by hand with the first id filled in, is what submit.sh runs
         ["bash", "-ec", printed.replace("ID_OF_prepare", "101")],
