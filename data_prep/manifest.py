@@ -14,7 +14,14 @@ from data_prep.job import Job, digest
 from data_prep.pack_stage import ShardTask
 from data_prep.readers import TEXT_FORMATS
 from data_prep.rendering import Renderer, fingerprint
-from data_prep.shards import FORMAT_VERSION, SPLITS, TOKENIZER_DIR, sync_directory, write_atomically
+from data_prep.shards import (
+    FORMAT_VERSION,
+    SPLITS,
+    TOKENIZER_DIR,
+    sync_directory,
+    tokenizer_hashes,
+    write_atomically,
+)
 
 _LIBRARIES = ("packhaul", "tokenizers", "transformers", "pyarrow", "numpy", "rensa")
 
@@ -33,6 +40,7 @@ def build_manifest(job: Job, tasks: list[ShardTask]) -> dict[str, Any]:
         "recipe": job.recipe.model_dump(mode="json"),
         "seq_len": job.recipe.seq_len,
         "tokenizer": fingerprint(job.renderer.tokenizer),
+        "tokenizer_files": tokenizer_hashes(job.output),
         "chat_template": job.renderer.template.origin,
         "chat_template_sha256": job.identity["chat_template_sha256"],
         "encoders": sorted({part.counts()["encoder"] for part in job.parts}),

@@ -162,7 +162,7 @@ def _finish(job: Job, keep_work: bool, started: float) -> dict[str, Any]:
     from data_prep.manifest import build_manifest, summary_lines, write_dropped
     from data_prep.pack_stage import shard_tasks
     from data_prep.report import load_report_data, write_report
-    from data_prep.shards import MANIFEST, to_json, write_atomically
+    from data_prep.shards import write_manifest
 
     tasks = shard_tasks(_planned(job), job.recipe)
     missing = [t.file for t in tasks if not t.is_complete(job.plan_dir, job.output)]
@@ -176,7 +176,7 @@ def _finish(job: Job, keep_work: bool, started: float) -> dict[str, Any]:
     manifest = build_manifest(job, tasks)
     data = load_report_data([part.file(".npz") for part in job.parts], job.plan_dir / "plan.npz")
     write_report(job.output, manifest, data, job.renderer.tokenizer)
-    write_atomically(job.output / MANIFEST, to_json(manifest))
+    write_manifest(job.output, manifest)
     if not keep_work:
         shutil.rmtree(job.work)
     print("\n".join(summary_lines(manifest)))

@@ -1,6 +1,6 @@
 """The data contract: what a shard directory holds, how it is written, opened and verified.
 
-    manifest.json            last; its existence means complete
+    manifest.json            last; its existence means complete; holds the hash of every file that training reads
     tokenizer/               the tokenizer with the chat template that rendered the data
     train/00000.arrow ...    Arrow IPC streams (memory-mapped by `datasets`), one packed row each:
                                input_ids    list<int32>   the row's documents, one after the other
@@ -127,6 +127,21 @@ def _record_batch(rows: Sequence[dict[str, np.ndarray]], schema: pa.Schema) -> p
     return pa.record_batch(columns, schema=schema)
 
 
+def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest, with the hash of its own content as its last key."""
+    write_atomically(directory / MANIFEST, to_json({**manifest, "sha256": _own_hash(manifest)}))
+
+
+def _own_hash(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(to_json({k: v for k, v in manifest.items() if k != "sha256"})).hexdigest()
+
+
+def tokenizer_hashes(directory: Path) -> dict[str, str]:
+    """The sha256 of each file of the tokenizer, by its path below the shard directory."""
+    files = sorted(path for path in (directory / TOKENIZER_DIR).rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): _digest_of(path) for path in files}
+
+
 def read_manifest(directory: str | Path) -> dict[str, Any]:
     """The manifest of a complete shard directory.
 
@@ -150,6 +165,10 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     found = manifest.get("format_version") if isinstance(manifest, dict) else None
     if found != FORMAT_VERSION:
         raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}, found {found!r}: prepare the data again")
+    if manifest.get("sha256", own := _own_hash(manifest)) != own:
+        raise ValueError(
+            f"{path}: its content is not what was written (its own sha256 differs): prepare the data again"
+        )
     return manifest
 
 
@@ -163,34 +182,47 @@ def shard_files(directory: str | Path, manifest: dict[str, Any], split: str) -> 
     return [Path(directory) / shard["file"] for shard in manifest["splits"][split]["shards"]]
 
 
-def check_files(directory: str | Path, manifest: dict[str, Any], *, hashes: bool = False) -> list[str]:
-    """Problems of the shard files: missing, of another size, and with `hashes` of other bytes. Empty if sound."""
-    problems = []
-    for split in SPLITS:
-        for shard in manifest["splits"][split]["shards"]:
-            problem = _check_file(Path(directory) / shard["file"], shard, hashes)
-            if problem:
-                problems.append(problem)
-    return problems
+def check_files(
+    directory: str | Path, manifest: dict[str, Any], *, hashes: bool = False, share: int = 0, shares: int = 1
+) -> list[str]:
+    """Problems of the shard files: missing, of another size, and with `hashes` of other bytes, as may be the
+    tokenizer's files. Empty if sound.
+
+    Args:
+        share, shares: look only at this one of so many shares of the files, so that processes can divide them.
+    """
+    files = [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
+    if hashes:
+        files += _tokenizer_files(manifest)
+    problems = (_check_file(Path(directory) / file["file"], file, hashes) for file in files[share::shares])
+    return [problem for problem in problems if problem]
+
+
+def check_tokenizer(directory: str | Path, manifest: dict[str, Any]) -> list[str]:
+    """Problems of the tokenizer's files: missing, or of other bytes. Empty if sound."""
+    problems = (_check_file(Path(directory) / file["file"], file, True) for file in _tokenizer_files(manifest))
+    return [problem for problem in problems if problem]
+
+
+def _tokenizer_files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"file": name, "sha256": digest} for name, digest in manifest.get("tokenizer_files", {}).items()]
 
 
 def _check_file(path: Path, shard: dict[str, Any], hashes: bool) -> str | None:
     if not path.exists():
         return f"{path}: missing"
-    if path.stat().st_size != shard["bytes"]:
+    if "bytes" in shard and path.stat().st_size != shard["bytes"]:
         return f"{path}: expected {shard['bytes']} bytes, found {path.stat().st_size}"
-    if hashes:
-        with path.open("rb") as file:
-            found = _digest(file)
-        if found != shard["sha256"]:
-            return f"{path}: expected sha256 {shard['sha256'][:16]}..., found {found[:16]}...: the bytes have changed"
+    if hashes and (found := _digest_of(path)) != shard["sha256"]:
+        return f"{path}: expected sha256 {shard['sha256'][:16]}..., found {found[:16]}...: the bytes have changed"
     return None
 
 
-def _digest(file: Any) -> str:
+def _digest_of(path: Path) -> str:
     digest = hashlib.sha256()
-    while chunk := file.read(1 << 22):
-        digest.update(chunk)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
     return digest.hexdigest()
 
 

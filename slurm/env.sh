@@ -56,8 +56,12 @@ TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR-}"               # EDIT: DeepSpeed'
 
 # --- network ---
 # The interface between the nodes (see `ip -br address`). Without it NCCL and Gloo guess; a wrong guess hangs at start.
-# NCCL's own settings pass through from your shell or from here: NCCL_DEBUG=INFO shows what it chose, NCCL_IB_HCA names the
-# InfiniBand cards, NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME are set from the interface.
+# NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME are set from it. All others pass through from your shell, or from here:
+#   NCCL_DEBUG=INFO           what NCCL chose: look for "NET/IB" (InfiniBand, RoCE); "NET/Socket" is many times slower
+#   NCCL_IB_HCA=mlx5_0,mlx5_1 which cards; NCCL_IB_GID_INDEX=3 on many RoCE networks; NCCL_IB_DISABLE=1 to try without
+#   NCCL_IB_TIMEOUT=22        on large fabrics, where a congested one is taken for a dead one
+#   TORCH_NCCL_TRACE_BUFFER_SIZE=2000   which collective operation a process hangs in (torch's flight recorder)
+# How long a process waits for the others is ddp_timeout in the run configuration.
 export PACKHAUL_NETWORK_INTERFACE="${PACKHAUL_NETWORK_INTERFACE-}"   # EDIT: e.g. ib0 or eth0; empty: let them guess
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"                  # EDIT: 0 where compute nodes reach the hub
 export WANDB_MODE="${WANDB_MODE:-offline}"                    # EDIT: online where compute nodes reach W&B
@@ -104,6 +108,21 @@ check_counts() {
     problems+=("PACKHAUL_PROCS_PER_NODE: $procs processes cannot share $gpus GPUs (PACKHAUL_GPUS_PER_NODE)")
   [ "$cpus" -ge "$procs" ] ||
     problems+=("PACKHAUL_CPUS_PER_TASK: $cpus CPUs are less than one for each of $procs processes")
+  # The signal would come at once, and every attempt would save after its first step.
+  [ "$(seconds_of "$PACKHAUL_TIME")" -gt "$PACKHAUL_SIGNAL_SECONDS" ] ||
+    problems+=("PACKHAUL_TIME: $PACKHAUL_TIME is no longer than PACKHAUL_SIGNAL_SECONDS=$PACKHAUL_SIGNAL_SECONDS")
+}
+
+# seconds_of TIME: of minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
+seconds_of() {
+  local days=0 rest=$1 parts
+  [[ $1 != *-* ]] || { days=${1%%-*} rest=${1#*-}; }
+  IFS=: read -ra parts <<<"$rest"
+  case $1 in
+    *-* | *:*:*) parts=("${parts[0]}" "${parts[1]-0}" "${parts[2]-0}") ;;
+    *) parts=(0 "${parts[0]}" "${parts[1]-0}") ;;
+  esac
+  echo $((((10#$days * 24 + 10#${parts[0]}) * 60 + 10#${parts[1]}) * 60 + 10#${parts[2]}))
 }
 
 # activate: modules, then the virtual environment or the container. Sets `inside`, the words that run a command there, and

@@ -10,7 +10,8 @@
 # pack (a job array), finish. Submitted again they skip what is done. After a failure, only what is missing:
 #   slurm/submit.sh prepare --from pack --array 2,5 --recipe … --output …      tasks 2 and 5 of pack, then finish
 #
-# Prints one line for each job: its stage and its id. --dry-run prints the sbatch commands instead.
+# Prints one line for each job: its stage and its id. --dry-run prints the sbatch commands instead, and in comments the
+# scripts that they submit, so that its output can be run.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 . slurm/env.sh
@@ -106,6 +107,7 @@ submit() {
     printf '%q ' "${command[@]}"
     echo
     previous="ID_OF_$stage"
+    scripts+=$'\n'"$(printf '%s\n' "$@" | grep -m 1 '^slurm/.*\.sbatch$')"
   else
     previous=$("${command[@]}") || die "sbatch refused $stage; the jobs named above are in the queue"
     previous=${previous%%;*}  # "id;cluster" where there are several
@@ -179,7 +181,7 @@ for_each_stage() {
 }
 
 main() {
-  local dry_run=no previous='' also_after=''
+  local dry_run=no previous='' also_after='' scripts='' script
   case ${1-} in
     --dry-run) dry_run=yes; shift ;;
     -h | --help) usage; exit 0 ;;
@@ -187,6 +189,10 @@ main() {
   check_site
   for_each_stage check_stage "$@"  # all of them, before the first is submitted
   for_each_stage submit_stage "$@"
+  for script in $(printf '%s' "$scripts" | sort -u); do
+    echo "# --- $script, which reads slurm/env.sh ---"
+    sed 's/^/# /' "$script"
+  done
 }
 
 main "$@"

@@ -43,7 +43,10 @@ if name == "srun":
     command = arguments[[a.startswith("-") for a in arguments].index(False):]
     nodes = next(int(a.split("=")[1]) for a in arguments if a.startswith("--ntasks="))
     env = dict(os.environ, INSIDE_SRUN="1")
-    tasks = [subprocess.Popen(command, env=dict(env, SLURM_NODEID=str(node))) for node in range(nodes)]
+    tasks = []  # the real one passes USR1 on to them
+    signal.signal(signal.SIGUSR1, lambda *_: Path("signalled" if tasks else "signalled-early").touch())
+    time.sleep(float(os.environ.get("FAKE_LAUNCH_SECONDS", "0")))
+    tasks += [subprocess.Popen(command, env=dict(env, SLURM_NODEID=str(node))) for node in range(nodes)]
     sys.exit(max(task.wait() for task in tasks))
 if name == "accelerate":
     first, _, on_signal = os.environ["FAKE_TRAIN"].partition(",")
@@ -54,11 +57,10 @@ if name == "accelerate":
 if name == "apptainer":
     image = arguments.index("image.sif")
     sys.exit(subprocess.call(arguments[image + 1 :], env=dict(os.environ, INSIDE_CONTAINER="1")))
-if name == "scancel":
-    Path("signalled").touch()
 if name == "scontrol" and arguments[:3] == ["--oneliner", "show", "job"]:
     print("JobId=31234 JobState=" + os.environ.get("FAKE_STATE", "RUNNING") + " Reason="
-          + os.environ.get("FAKE_REASON", "None") + " Restarts=0 PreemptTime="
+          + os.environ.get("FAKE_REASON", "None") + " Restarts=" + os.environ.get("FAKE_RESTARTS", "0")
+          + " PreemptTime="
           + os.environ.get("FAKE_PREEMPT_TIME", "None") + " Requeue=1")
 if name == "scontrol" and arguments[0] == "show":
     print("gpu07\n" + "gpu12\n" * 20000, flush=True)  # more than a pipe holds

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +38,26 @@ def test_a_shard_deleted_while_training_changes_nothing_and_is_named_at_the_next
     assert_equal(run_dir, uninterrupted)  # the rows are mapped: the system keeps the file until the run ends
     assert run_here(config, "--data", str(shards)) == 2
     assert gone.name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_every_damaged_file_of_the_shards_is_named_at_the_start(damage, make_run, uninterrupted, tmp_path, capsys):  # noqa: F811
+    config, _ = make_run(f"data-{damage}")
+    shards = Path(shutil.copytree(json.loads((uninterrupted / "run.json").read_text())["data"], tmp_path / "shards"))
+    files = [
+        p for p in sorted(shards.rglob("*")) if p.is_file() and not p.match("report.*") and not p.match("dropped/*")
+    ]
+    assert {p.suffix for p in files} == {".arrow", ".json", ".jinja"}
+    for file in files:
+        content = file.read_bytes()
+        middle = len(content) // 2
+        file.write_bytes(
+            content[:middle] + (bytes([content[middle] ^ 1]) + content[middle + 1 :]) * (damage == "flipped")
+        )
+        assert run_here(config, "--data", str(shards)) == 2, file
+        assert str(file) in capsys.readouterr().err
+        file.write_bytes(content)
+    assert run_here(config, "--data", str(shards), "--max_steps", "1") == 0
 
 
 def test_a_clock_that_jumps_changes_nothing(make_run, uninterrupted, at_step, monkeypatch):  # noqa: F811

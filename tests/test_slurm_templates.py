@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,18 +110,19 @@ def test_mistake_9_the_signal_goes_to_the_batch_script_in_time():
 
 def test_mistake_9_a_signal_before_the_training_has_started_is_kept_for_it(project):
     with (project.folder / "venv" / "bin" / "activate").open("a") as file:
-        file.write("touch activating; sleep 0.5; rm -f signalled\n")
-    script = project.start("train.sbatch", "--config", "run.yaml", FAKE_TRAIN="waits,is preempted")
+        file.write("touch activating; sleep 0.5\n")
+    slow = {"FAKE_TRAIN": "waits,is preempted", "FAKE_LAUNCH_SECONDS": "1"}
+    script = project.start("train.sbatch", "--config", "run.yaml", **slow)
     wait_for(project.folder / "activating")
     script.send_signal(signal.SIGUSR1)
     assert script.wait(30) == 0, project.log
     assert project.requeued()
+    assert not (project.folder / "signalled-early").exists()  # it would have ended the launchers
 
 
 def test_mistake_10_the_script_hears_the_signal_while_srun_runs_and_waits_for_the_end(project):
     assert project.train_with_signal(FAKE_TRAIN="waits,completes") == 0, project.log
-    (scancel, *_) = project.calls("scancel")
-    assert scancel["arguments"] == ["--quiet", "--signal=USR1", "31234"]  # the steps, not this script again
+    assert not project.calls("scancel")  # it goes on trying after this attempt, and would signal the next one
     assert (project.folder / "run" / "complete.json").exists()
     assert not project.requeued()
 
@@ -188,6 +190,46 @@ def test_term_alone_requeues_unless_a_person_cancelled(project, env, code, reque
 def test_preemption_that_only_the_training_hears_is_known_from_slurm(project, time, requeued):
     project.train(FAKE_TRAIN="is preempted", FAKE_PREEMPT_TIME=time)
     assert project.requeued() == requeued, project.log
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"FAKE_RESTARTS": "3", "SLURM_RESTART_COUNT": "2"}, "SLURM itself starts this job again"),
+        ({"FAKE_STATE": "NODE_FAIL"}, "submit the same command again"),
+        ({"FAKE_STATE": "COMPLETING", "FAKE_REASON": "NodeDown"}, "submit the same command again"),
+        ({"FAKE_REASON": "NodeDown", "PACKHAUL_CHAIN": "2"}, "the next job of the chain goes on"),
+        ({"FAKE_RESTARTS": "1", "PACKHAUL_CHAIN": "2"}, "SLURM itself starts this job again"),
+    ],
+)
+def test_a_node_that_failed_is_no_failure_of_the_training(project, env, message):
+    assert project.train(FAKE_TRAIN="fails", **env) == 3
+    assert message in project.log and "training failed" not in project.log
+    assert not (project.folder / "run/.chain-failed").exists()
+
+
+def test_an_attempt_that_slurm_restarts_is_not_requeued_again(project):
+    assert project.train_with_signal(FAKE_TRAIN="waits,is preempted", FAKE_RESTARTS="1") == 0
+    assert "SLURM itself starts this job again" in project.log and not project.requeued()
+
+
+def test_nothing_that_forwards_a_signal_outlives_its_script(project):
+    script = project.start("train.sbatch", "--config", "run.yaml", FAKE_TRAIN="waits,waits", FAKE_LAUNCH_SECONDS="30")
+    wait_for(project.folder / "run")
+    script.send_signal(signal.SIGUSR1)
+    time.sleep(1)
+    script.kill()  # as SLURM does after KillWait
+    script.wait(10)
+    deadline = time.monotonic() + 10  # it sleeps for five seconds at a time
+    while "train.sbatch" in (left := commands_of(script.pid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert "train.sbatch" not in left
+
+
+def commands_of(session: int) -> str:
+    """The command lines of a session's processes."""
+    found = subprocess.run(["ps", "-o", "args=", "-s", str(session)], capture_output=True, text=True)
+    return found.stdout
 
 
 def test_a_busy_port_is_passed_over(project):
@@ -288,6 +330,7 @@ def test_mistake_12_the_folder_of_the_logs_is_there_in_a_fresh_clone():
 
 def test_mistake_12_the_exit_code_of_prepare_is_kept(project):
     (project.folder / "data_prep").mkdir()
+    (project.folder / "data_prep" / "__init__.py").touch()
     (project.folder / "data_prep" / "prepare.py").write_text("raise SystemExit(4)")
     assert project.run("prepare.sbatch", "--recipe", "r.yaml") == 4
 
@@ -324,6 +367,16 @@ def test_env_sh_names_all_that_is_wrong_at_once(project):
     assert not project.calls("sbatch")
 
 
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("5", 300), ("4:59", 299), ("0:05:01", 301), ("0-1", 3600), ("0-0:05", 300), ("1-00:00:08", 86408)],
+)
+def test_a_time_limit_within_the_signals_lead_is_refused(project, time, seconds):
+    code = project.run("submit.sh", "--dry-run", "train", "--config", "run.yaml", PACKHAUL_TIME=time)
+    assert code == (seconds <= 300), project.log
+    assert ("is no longer than PACKHAUL_SIGNAL_SECONDS=300" in project.log) == (seconds <= 300)
+
+
 def test_submit_gives_sbatch_the_values_of_env_sh(project):
     env = {"PACKHAUL_ACCOUNT": "a7", "PACKHAUL_PARTITION": "gpu", "PACKHAUL_SBATCH_OPTIONS": "--qos=long --exclusive"}
     arguments = ["prepare", "--recipe", "run.yaml", "--output", "my shards", "then"]
@@ -350,6 +403,9 @@ def test_dry_run_prints_the_same_commands_and_submits_nothing(project):
     assert project.run("submit.sh", "--dry-run", *arguments) == 0
     printed = project.log
     assert not project.calls("sbatch")
+    for script in ("prepare", "train"):
+        text = (project.folder / f"slurm/{script}.sbatch").read_text()
+        assert "".join(f"# {line}\n" for line in text.splitlines()) in printed
     project.run("submit.sh", *arguments)
     subprocess.run(  # what was printed, run by hand with the first id filled in, is what submit.sh runs
         ["bash", "-ec", printed.replace("ID_OF_prepare", "101")],

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.training import environment, history, make_shards, run_config
@@ -79,6 +82,11 @@ def runs(folder, plan):
         folder,
         [
             plan("twin", "cpu_zero2", 2),
+            # Cut by a preemption, a process that dies, and a preemption.
+            plan("cut", "cpu_zero2", 2, 3, save_steps=2),
+            {**plan("cut", "cpu_zero2", 2, save_steps=2), "fault": [1, 7, "die"], "code": 1},
+            plan("cut", "cpu_zero2", 2, 10, save_steps=2),
+            plan("cut", "cpu_zero2", 2, save_steps=2),
             *(plan("two", "cpu_zero2", 2, 4), plan("two", "cpu_zero2", 4, 9), plan("two", "cpu_zero2", 1)),
             *(plan("three", "cpu_zero3", 2, 4), plan("three", "cpu_zero3", 4, 9), plan("three", "cpu_zero3", 1)),
             *(plan("stages", "cpu_zero3", 2, 4), plan("stages", "cpu_zero1", 2, 9), plan("stages", "cpu_zero3", 1)),
@@ -138,7 +146,26 @@ def test_losses_and_rows_are_those_of_the_uninterrupted_twin(name, runs):
     assert rows_by_step(runs, name) == rows_by_step(runs, "twin")
     log = (runs / f"{name}.log").read_text()
     assert log.count("are rearranged for ") == 2
+    worlds = [("2", "2"), ("2", "1")] if name == "stages" else [("2", "4"), ("4", "1")]
+    assert re.findall(r"states of (\d+) process\(es\) are rearranged for ZeRO-\d and (\d+)", log) == worlds
+    assert [log.count(f"sft: {n} process(es), DEEPSPEED") for n in (1, 2, 4)] == (
+        [1, 2, 0] if name == "stages" else [1, 1, 1]
+    )
     assert not list((runs / name).glob(".universal-*"))
+
+
+def test_a_run_cut_three_times_is_its_uninterrupted_twin_bit_for_bit(runs):
+    got, wanted = (
+        [(h["step"], h["loss"], h["grad_norm"], h["learning_rate"]) for h in history(runs / name) if "loss" in h]
+        for name in ("cut", "twin")
+    )
+    assert got == wanted and len(got) == STEPS
+    got, wanted = (load_file(runs / name / "model.safetensors") for name in ("cut", "twin"))
+    assert got.keys() == wanted.keys() and all(torch.equal(got[name], wanted[name]) for name in wanted)
+    log = (runs / "cut.log").read_text()
+    resumed = [int(step) for step in re.findall(r"resuming from .* \(step (\d+)\)", log)]
+    assert resumed in ([3, 6, 10], [3, 4, 10])  # the checkpoint of step 6 may have been under way in step 7
+    assert log.count("2 process(es), DEEPSPEED") == 4
 
 
 def test_each_row_is_used_once_in_an_epoch(runs):

@@ -49,6 +49,11 @@ class OwnOptions:
         "Also load a model whose weights are pickled files (*.bin): loading one can run any code its author put there.",
         False,
     )
+    verify_shards: bool = _own(
+        "Read all shards at the start and compare them with their hashes in the manifest; the processes share the "
+        "reading.",
+        True,
+    )
     verify_checkpoint: bool = _own(
         "Read the checkpoint to go on from and compare it with the digests made when it was written; the processes "
         "share the reading. A damaged one is renamed, and an older one used.",

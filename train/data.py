@@ -12,6 +12,19 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+def verify_shards(directory: str | Path, manifest: dict[str, Any], args: Any) -> None:
+    """Read all shards, each process its share of them. Every process must call it.
+
+    Raises:
+        ValueError: on every process, if any of them found bytes that are not those the manifest lists.
+    """
+    from train.save_parts import gather
+
+    mine = check_files(directory, manifest, hashes=True, share=args.process_index, shares=args.world_size)
+    if problems := [problem for problems in gather(mine) for problem in problems]:
+        raise ValueError(f"{'; '.join(problems)}: copy or prepare the shards again")
+
+
 def load_split(directory: str | Path, manifest: dict[str, Any], split: str) -> Dataset | None:
     """All rows of a split, memory-mapped: nothing is copied, and processes of one node share the pages.
 

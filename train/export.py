@@ -161,7 +161,7 @@ def _best(run_dir: Path) -> Checkpoint:
 
 def _tokenizer_source(source: Source, data: str | None) -> tuple[Path, list[int]]:
     """The folder of the tokenizer and the ids that end an answer: from the shards, else from the checkpoint's copy."""
-    from data_prep.shards import TOKENIZER_DIR, manifest_sha256, read_manifest
+    from data_prep.shards import TOKENIZER_DIR, check_tokenizer, manifest_sha256, read_manifest
 
     shards = data or source.run.get("data")
     trained_on = source.run.get("manifest_sha256") or source.checkpoint.extra.get("manifest_sha256")
@@ -172,6 +172,8 @@ def _tokenizer_source(source: Source, data: str | None) -> tuple[Path, list[int]
         found = manifest_sha256(shards)
         if trained_on and found != trained_on:
             raise ValueError(f"{shards} is other data than the run's (manifest {found[:12]}, run {trained_on[:12]})")
+        if damaged := check_tokenizer(shards, manifest):
+            raise ValueError("; ".join(damaged))
     except ValueError as error:
         if data:
             raise

@@ -70,7 +70,7 @@ def _preflight(config: Any) -> None:
 def _train(config: Any) -> None:
     from train import checkpoint, run_record
     from train.config import build_sft_config
-    from train.data import load_manifest
+    from train.data import load_manifest, verify_shards
     from train.resume import check_identity, find_resume, finished_step
     from train.trainer import is_main, steps_in_all
     from train.world_size import keep_global_batch, resumable
@@ -86,11 +86,13 @@ def _train(config: Any) -> None:
     log = _say if is_main(args) else _silent
     if note:
         log(note)
-
     total_steps = steps_in_all(manifest["splits"]["train"]["rows"], args)
     if done := finished_step(config, run_dir, args, total_steps, record["manifest_sha256"]):
         log(f"finished before, after {done} steps: {run_dir}. To go on, give more num_train_epochs or max_steps")
         return
+    if config.own.verify_shards:
+        verify_shards(config.own.data, manifest, args)
+
     trainer = _make_trainer(config, args, manifest, record, log)
     resumed = find_resume(config, run_dir, args, log)
     if resumed:

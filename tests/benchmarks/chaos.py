@@ -130,15 +130,17 @@ def start(folder: Path, name: str, steps: int) -> int:
         logging_steps=4,
     )
     sys.stdout.flush()
+    # Opened here: the child may be killed before it does anything.
+    out = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     child = os.fork()
     if child == 0:
         with _exiting():
-            out = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(out, 1)
             os.dup2(out, 2)
             from train import sft
 
             raise SystemExit(sft.main(["--config", str(config)]))
+    os.close(out)
     return child
 
 

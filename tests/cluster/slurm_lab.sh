@@ -53,6 +53,7 @@ JobRequeue=0
 EnforcePartLimits=ALL
 MinJobAge=3600
 SlurmdTimeout=10
+KillWait=10
 MailProg=/bin/true
 MpiDefault=none
 StateSaveLocation=$DIR/state

@@ -22,6 +22,7 @@ parser.add_argument("--expected_world_size", type=int, required=True)
 arguments = parser.parse_args()
 output_dir = Path(yaml.safe_load(Path(arguments.config).read_text())["output_dir"])
 stub = json.loads(os.environ["STUB"])
+patience = datetime.timedelta(seconds=stub.get("patience", 60))
 
 import torch  # noqa: E402  # a signal that comes now is ignored: there is no handler yet
 import torch.distributed as dist  # noqa: E402
@@ -61,7 +62,7 @@ while step < stub["steps"]:
     if rank == stub.get("failing_rank") and step == 3:
         raise RuntimeError(f"rank {rank} fails as it was told")
     stop = torch.tensor([int(signalled)])
-    dist.all_reduce(stop, op=dist.ReduceOp.MAX)
+    dist.all_reduce(stop, op=dist.ReduceOp.MAX, async_op=True).wait(patience)
     if rank == 0:
         with (output_dir / "steps.log").open("a") as log:
             log.write(f"{step}\n")

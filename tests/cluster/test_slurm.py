@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,31 @@ def test_a_cancelled_job_saves_but_is_not_requeued(cluster, project, site):
     assert 'preempted, checkpoint saved: {"step":' in log and "not requeued: the job was cancelled" in log
 
 
+def test_a_chain_of_jobs_goes_on_without_a_requeue_and_a_busy_port_is_passed_over(cluster, project, site):
+    """The second job of the chain finishes the training; the third has nothing to do."""
+    chain = {**site, "PACKHAUL_CHAIN": "3", "PACKHAUL_SBATCH_OPTIONS": "--no-requeue"}
+    busy = (
+        "import socket, time; held = [socket.create_server(('', p)) for p in range(15000, 15200, 2)]; time.sleep(600)"
+    )
+    holder = cluster.run(
+        *["sbatch", "--parsable", "--nodelist=node1", "--mem=1G", f'--wrap={sys.executable} -c "{busy}"'], cwd=project
+    ).strip()
+    arguments = ["train", "--config", "run.yaml"]
+    lines = cluster.run(project / "slurm/submit.sh", *arguments, cwd=project, **chain, STUB='{"steps": 100}')
+    jobs = [line.split()[1] for line in lines.splitlines()]
+    cluster.wait_until(lambda _: (project / "runs/stub/steps.log").is_file(), jobs[0], timeout=60)
+    cluster.run("scancel", "--batch", "--signal=USR1", jobs[0])
+    first, second, third = (cluster.wait(job, timeout=60) for job in jobs)
+    cluster.run("scancel", holder)
+    assert [job["JobState"] for job in (first, second, third)] == ["COMPLETED"] * 3, read_log(second)
+    assert "the next job of the chain goes on" in read_log(first)
+    assert "training is complete" in read_log(second)
+    assert "an earlier job of this chain has finished the training" in read_log(third)
+    steps = (project / "runs/stub/steps.log").read_text()
+    assert [int(line) for line in steps.split()] == list(range(1, 101))
+    assert sum("is in use on node1: trying the next" in read_log(job) for job in (first, second)) == 1
+
+
 def test_term_alone_is_enough_to_save_and_requeue(cluster, project, site):
     job_id = submit_stub(cluster, project, {**site, "PACKHAUL_MAX_RESTARTS": "1"}, steps=600)
     cluster.wait_until(lambda _: (project / "runs/stub/steps.log").is_file(), job_id, timeout=60)
@@ -108,17 +134,22 @@ def test_term_alone_is_enough_to_save_and_requeue(cluster, project, site):
     assert [int(line) for line in steps.read_text().split()] == list(range(1, 601))
 
 
-def test_a_job_goes_on_after_a_power_failure_of_a_node(cluster, project, site):
-    """Nothing is saved on the way: it goes on from the last checkpoint, here none."""
-    job_id = submit_stub(cluster, project, site, steps=100)
+@pytest.mark.parametrize("first", ["slurm", "training"])
+def test_a_job_goes_on_after_a_power_failure_of_a_node(first, cluster, project, site):
+    """Whoever notices it first. Nothing is saved on the way: it goes on from the last checkpoint, here none."""
+    job_id = submit_stub(cluster, project, site, steps=150, patience=60 if first == "slurm" else 2)
     cluster.wait_until(lambda _: (project / "runs/stub/steps.log").is_file(), job_id, timeout=60)
     cluster.cut_node(2)
-    cluster.wait_until(lambda job: job["JobState"] != "RUNNING", job_id, timeout=90)
+    # A signal that is being passed on when the attempt ends must not reach the next one.
+    cluster.run("scancel", "--batch", "--signal=USR1", job_id)
+    cluster.wait_until(lambda job: job["Restarts"] == "1", job_id, timeout=90)
     cluster.start_node(2)
     job = cluster.wait(job_id, timeout=150)
     log = read_log(job)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log
     assert "attempt 1" in log and (project / "runs/stub/complete.json").exists()
+    assert first == "slurm" or log.index("Root Cause") < log.index("DUE TO NODE FAILURE"), log
+    assert [int(line) for line in (project / "runs/stub/steps.log").read_text().split()][-150:] == list(range(1, 151))
 
 
 def test_a_node_that_lacks_something_is_named_before_training(cluster, project, site):
@@ -148,6 +179,7 @@ def test_prepare_then_train_is_preempted_and_requeued_and_finishes_then_export(c
     arguments = ["prepare", "--recipe", "recipe.yaml", "--output", "shards", "then", "train", "--config", "run.yaml"]
     arguments += ["then", "export", "--checkpoint", "runs/tiny", "--output", "exported"]
     checked = {"PACKHAUL_CHECK_NODES": "1", "PACKHAUL_MIN_FREE_GIB": "0"}
+    checked |= {"PACKHAUL_PROCS_PER_NODE": "2", "PACKHAUL_CPUS_PER_TASK": "2"}
     prepare, train, export = cluster.submit(real_project, *arguments, **{**site, **checked}).values()
     assert cluster.job(train)["Dependency"].startswith(f"afterok:{prepare}")
     prepared = cluster.wait(prepare, timeout=120)
@@ -159,15 +191,15 @@ def test_prepare_then_train_is_preempted_and_requeued_and_finishes_then_export(c
     log = read_log(job)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log
     assert "requeued: restart 1 of at most 50" in log and "not requeued" not in log
-    assert log.count("2 process(es), DEEPSPEED") == 2  # both attempts, one world
+    assert log.count("4 process(es), DEEPSPEED") == 2  # both attempts, one world
 
     run_dir = real_project / "runs/tiny"
     (preempted,) = [path for path in run_dir.glob("checkpoint-*") if path.name != "checkpoint-12"]
     saved = json.loads((preempted / "complete.json").read_text())
-    assert (saved["world_size"], f"checkpoint-{saved['step']}") == (2, preempted.name)
+    assert (saved["world_size"], f"checkpoint-{saved['step']}") == (4, preempted.name)
     assert f"resuming from {Path('runs/tiny') / preempted.name} (step {saved['step']})" in log
     final = json.loads((run_dir / "complete.json").read_text())
-    assert (final["world_size"], final["step"]) == (2, 12)
+    assert (final["world_size"], final["step"]) == (4, 12)
     assert "model.safetensors" in final["files"]
     assert not (run_dir / "preempted.json").exists()
     assert "2 node(s) looked at, none lacks anything" in log
