@@ -156,7 +156,6 @@ class Renderer:
     def _apply(
         self, messages: list[dict[str, Any]], tools: list[Any] | None, *, with_spans: bool = False, prompt: bool = False
     ) -> tuple[str, list[Span]]:
-        from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
@@ -170,8 +169,8 @@ class Renderer:
                 add_generation_prompt=prompt,
                 **self._template_arguments,
             )
-        except TemplateError as error:
-            raise BadRow("template_refused", f"the chat template raises: {error}") from None
+        except Exception as error:  # a template may do what raises anything, such as adding text to an object
+            raise BadRow("template_refused", f"the chat template raises {type(error).__name__}: {error}") from None
         texts, spans = rendered
         return texts[0], [(start, end) for start, end in spans[0]] if with_spans else []
 
