@@ -20,7 +20,7 @@ import numpy as np
 
 from data_prep import languages, task_types
 from data_prep.conversation import BadRow, Conversation
-from data_prep.labelling import TokenizedExample
+from data_prep.labelling import IGNORE_INDEX, TokenizedExample
 from data_prep.long_rows import Fitted
 from data_prep.near_duplicates import NearDuplicates, conversation_text, signatures
 from data_prep.readers import RawRow, Slice
@@ -98,7 +98,7 @@ class PartWriter:
         arrays: dict[str, np.ndarray] = {
             "row": np.array(self.rows, dtype=np.int64),
             "length": np.array([e.input_ids.size for e in self.examples], dtype=np.int32),
-            "trained": np.array([e.num_trained for e in self.examples], dtype=np.int32),
+            "trained": _num_trained(self.examples),
             "content": np.array(self.contents, dtype=np.uint64),
             "task_type": np.array(self.task_types, dtype=np.uint8),
             "language": np.array(self.languages, dtype=np.uint8),
@@ -127,6 +127,15 @@ class PartWriter:
             "lost_tokens": dict(sorted(self.lost_tokens.items())),
             "encoder": self.encoder,
         }
+
+
+def _num_trained(examples: list[TokenizedExample]) -> np.ndarray:
+    """(documents,) int32: `num_trained` of each, in one pass."""
+    if not examples:
+        return np.empty(0, dtype=np.int32)
+    starts = np.cumsum([0, *(e.labels.size for e in examples[:-1])])
+    is_trained = np.concatenate([e.labels for e in examples]) != IGNORE_INDEX
+    return np.add.reduceat(is_trained, starts, dtype=np.int32)
 
 
 def _arrow(examples: list[TokenizedExample]) -> memoryview:

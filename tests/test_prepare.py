@@ -114,6 +114,7 @@ def test_the_same_bytes_however_much_is_gathered_and_sliced_at_once(recipe_file,
     assert run(recipe_file, tmp_path / "whole") == 0
     monkeypatch.setattr("data_prep.pack_stage._TOKENS_PER_GROUP", 400)
     monkeypatch.setattr("data_prep.shards.ROWS_PER_BATCH", 3)
+    monkeypatch.setattr("data_prep.rendering._BYTES_PER_CALL", 200)
     monkeypatch.setattr("data_prep.readers._SLICE_BYTES", 1000)
     assert run(recipe_file, tmp_path / "small") == 0
     for split in ("train", "eval"):
