@@ -2,7 +2,8 @@
 
 SOURCE-00000.arrow      input_ids, labels: one row per document
 SOURCE-00000.npz        per document: row (int64, in the raw source), length, trained (int32), content (uint64),
-                        task_type, language (uint8), and if asked for signature (bytes)
+                        task_type, language (uint8), and if asked for signature (bytes); for some of the documents
+                        a second one: border (bytes), border_of (int64, which of the part's documents)
 SOURCE-00000.dropped    JSON lines: the rows that cannot be used, with reason and place
 SOURCE-00000.json       counts; its existence means complete
 """
@@ -22,7 +23,7 @@ from data_prep import languages, task_types
 from data_prep.conversation import BadRow, Conversation
 from data_prep.labelling import IGNORE_INDEX, TokenizedExample
 from data_prep.long_rows import Fitted
-from data_prep.near_duplicates import NearDuplicates, conversation_text, signatures
+from data_prep.near_duplicates import NearDuplicates, border_signatures, conversation_text, signatures
 from data_prep.readers import RawRow, Slice
 from data_prep.shards import to_json, write_atomically
 
@@ -105,6 +106,8 @@ class PartWriter:
         }
         if self.near_duplicates:
             arrays["signature"] = signatures(self.texts, self.near_duplicates)
+            border = border_signatures(self.texts, self.near_duplicates)
+            arrays |= {"border": border.signatures, "border_of": border.of}
         part.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(part.file(".arrow"), _arrow(self.examples))
         buffer = io.BytesIO()
