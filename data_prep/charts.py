@@ -49,7 +49,7 @@ def _ticks(edges: list[int]) -> list[tuple[float, str]]:
     longest = edges[-1]
     magnitude = 10 ** math.floor(math.log10(max(longest / TICKS, 1)))
     every = next(step * magnitude for step in (1, 2, 5, 10) if step * magnitude * TICKS >= longest)
-    return [(round(100 * at / longest, 3), f"{at:,}") for at in range(0, math.ceil(0.86 * longest), every)]
+    return [(round(100 * at / longest, 3), f"{at:,}") for at in range(0, math.ceil(0.8 * longest), every)]
 
 
 def range_chart(numbers: dict[str, Any], longest: int) -> dict[str, float]:

@@ -148,5 +148,5 @@ def _trl_training_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
     try:
         return get_training_chat_template(tokenizer)
-    except ValueError:  # not one of the templates TRL has a variant of
+    except Exception:  # not one that TRL has a variant of, or one that raises when TRL tries it; we try it ourselves
         return None

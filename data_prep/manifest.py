@@ -82,11 +82,11 @@ def write_dropped(job: Job) -> None:
         write_atomically(directory / f"{source.name}.jsonl", b"".join(own + repeated))
 
 
-def summary_lines(manifest: dict[str, Any]) -> Iterator[str]:
-    """What a person wants to see: rows in, rows lost and why, shares, packing."""
+def summary_lines(summary: dict[str, Any], seq_len: int) -> Iterator[str]:
+    """What a person wants to see of a plan: rows in, rows lost and why, shares, packing."""
     columns = f"{'rows':>10} {'kept':>10} {'unused':>8} {'train':>10} {'uses':>6} {'eval':>8} {'asked':>7} {'got':>7}"
     yield f"{'source':20} {columns}  dropped"
-    for source, share in zip(manifest["sources"], manifest["mixture"], strict=True):
+    for source, share in zip(summary["sources"], summary["mixture"], strict=True):
         asked = "-" if share["asked"] is None else f"{share['asked']:.3f}"
         reasons = ", ".join(f"{why} {number:,}" for why, number in {**source["dropped"], **source["changed"]}.items())
         uses = source["train_uses"] / max(source["train_documents"], 1)
@@ -95,11 +95,11 @@ def summary_lines(manifest: dict[str, Any]) -> Iterator[str]:
             f"{source['train_uses']:>10,} {uses:>6.2f} {source['eval_documents']:>8,} {asked:>7} {share['got']:>7.3f}  "
             f"{reasons or 'none'}"
         )
-    yield from manifest["notes"]
+    yield from summary["notes"]
     for split in SPLITS:
-        counts = manifest["splits"][split]
+        counts = summary["splits"][split]
         if counts["rows"]:
             yield (
-                f"{split}: {counts['documents']:,} documents in {counts['rows']:,} rows of {manifest['seq_len']:,}, "
+                f"{split}: {counts['documents']:,} documents in {counts['rows']:,} rows of {seq_len:,}, "
                 f"{counts['tokens']:,} tokens, {counts['trained_tokens']:,} trained, packing {counts['efficiency']:.4f}"
             )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.near_duplicates import cluster_ids
+from data_prep.near_duplicates import Border, cluster_ids
 from data_prep.recipe import Recipe
 from data_prep.weighting import amounts, assign_copies
 
@@ -29,6 +29,7 @@ class Documents:
     row: np.ndarray  # int64, row in the raw source; a row that was split is several documents, one after the other
     task_type: np.ndarray  # uint8, index into task_types.TASK_TYPES
     signature: np.ndarray | None = None  # (documents, num_perm) uint8, if the recipe looks for near duplicates
+    border: Border | None = None  # the second signatures of some
 
     def __len__(self) -> int:
         return int(self.length.size)
@@ -76,7 +77,7 @@ def _clusters(documents: Documents, recipe: Recipe) -> np.ndarray:
     if documents.signature is None or recipe.near_duplicates is None:
         return documents.content
     # Equal contents have equal signatures, so the clusters hold exact duplicates too.
-    return documents.content[cluster_ids(documents.signature, recipe.near_duplicates)]
+    return documents.content[cluster_ids(documents.signature, recipe.near_duplicates, documents.border)]
 
 
 def _drop_near_duplicates(

@@ -3,11 +3,15 @@
 The similarity of two conversations is the Jaccard index of their sets of shingles: five words in a row, or five
 characters for scripts without spaces and for short texts. A signature estimates it in `num_perm` bytes (b-bit MinHash,
 Li and Koenig 2010); locality-sensitive hashing finds the pairs worth comparing.
+
+A short text and one a little longer would share nothing, one being taken by characters and one by words. So texts just
+long enough for words have a second signature, by characters, which is compared with those of short texts only.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -22,6 +26,9 @@ _CHANCE = 1 / 256  # that the bytes of two different minima agree
 _RECALL = 0.995  # wanted probability that a pair at the threshold is compared
 _NEIGHBOURS = 128  # others of its bucket that a document is compared with, so that no bucket costs its square
 _PAIRS_PER_CALL = 1 << 16
+# Similar texts have nearly as many shingles: at least the threshold's share. Words are not equally long, so a bit more.
+_BORDER_SLACK = 1.1
+_LONGEST_WORD = 32  # characters, on average; texts of longer words have no second signature
 
 
 class NearDuplicates(BaseModel):
@@ -37,6 +44,14 @@ class NearDuplicates(BaseModel):
     shingle: Annotated[int, Field(ge=1, le=50)] = 5  # words, or characters, in a row
     short: Annotated[int, Field(ge=0)] = 50  # texts of fewer words are taken by characters
     drop: bool = True  # keep the first only; false: keep all, but on the same side of the eval split
+
+
+@dataclass(frozen=True, slots=True)
+class Border:
+    """Second signatures, by characters, of the texts that are a little too long to be short."""
+
+    of: np.ndarray  # (texts at the border,) int64: which text
+    signatures: np.ndarray  # (texts at the border, num_perm) uint8
 
 
 def conversation_text(conversation: Conversation) -> str:
@@ -55,6 +70,19 @@ def signatures(texts: list[str], options: NearDuplicates) -> np.ndarray:
     return found
 
 
+def border_signatures(texts: list[str], options: NearDuplicates) -> Border:
+    """The second signatures of those texts that need one."""
+    below = int(options.short / options.threshold * _BORDER_SLACK) + 1
+    of = [np.zeros(0, dtype=np.int64)]
+    for start in range(0, len(texts), TEXTS_PER_CALL):
+        chunk = texts[start : start + TEXTS_PER_CALL]
+        likely = [i for i, text in enumerate(chunk) if options.short <= len(text) <= below * _LONGEST_WORD]
+        words = tokenize([chunk[i] for i in likely], keep_punctuation=True).counts
+        of.append(start + np.array(likely, dtype=np.int64)[(options.short <= words) & (words < below)])
+    found = np.concatenate(of)
+    return Border(found, signatures([texts[i] for i in found], options.model_copy(update={"short": below})))
+
+
 def _signatures(texts: list[str], options: NearDuplicates) -> np.ndarray:
     from rensa import RMinHash
 
@@ -64,26 +92,30 @@ def _signatures(texts: list[str], options: NearDuplicates) -> np.ndarray:
     return np.array(matrix.to_rows(), dtype=np.uint32).astype(np.uint8)
 
 
-def find_near_duplicates(signatures: np.ndarray, options: NearDuplicates) -> np.ndarray:
+def find_near_duplicates(signatures: np.ndarray, options: NearDuplicates, border: Border | None = None) -> np.ndarray:
     """(documents,) int64: the first document of each one's cluster, or -1 for the first itself and for single ones."""
-    clusters = cluster_ids(signatures, options)
+    clusters = cluster_ids(signatures, options, border)
     return np.where(clusters == np.arange(clusters.size), -1, clusters)
 
 
-def cluster_ids(signatures: np.ndarray, options: NearDuplicates) -> np.ndarray:
+def cluster_ids(signatures: np.ndarray, options: NearDuplicates, border: Border | None = None) -> np.ndarray:
     """(documents,) int64: the index of the first document of each one's cluster.
 
     Clusters are the connected components of the pairs whose estimated similarity reaches the threshold.
 
     Args:
         signatures: (documents, num_perm), as made by `signatures`.
+        border: second signatures of some of the documents, as made by `border_signatures`.
     """
-    rows, first, inverse = _distinct(signatures.astype(np.uint8, copy=False))
+    size = signatures.shape[0]
+    border = border or Border(np.zeros(0, dtype=np.int64), signatures[:0])
+    rows, first, row_of = _distinct(np.concatenate([signatures, border.signatures]).astype(np.uint8, copy=False))
     clusters = np.arange(rows.shape[0])
+    _unite(clusters, row_of[border.of], row_of[size:])
     for columns in _bands(options.threshold, options.num_perm):
-        _join_similar(rows, columns, options.threshold, clusters)
+        _join_similar(rows, columns, options.threshold, clusters, first >= size)
     # Distinct rows are numbered by their first document, so the smallest number is the first document's.
-    return first[_roots(clusters, inverse)]
+    return first[_roots(clusters, row_of[:size])]
 
 
 def _distinct(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -105,8 +137,10 @@ def _bands(threshold: float, num_perm: int) -> list[slice]:
     return [slice(start, start + width) for start in range(0, num_perm - width + 1, width)]
 
 
-def _join_similar(rows: np.ndarray, columns: slice, threshold: float, clusters: np.ndarray) -> None:
-    """Compare the rows that agree in `columns`, and join the clusters of the similar ones."""
+def _join_similar(
+    rows: np.ndarray, columns: slice, threshold: float, clusters: np.ndarray, is_second: np.ndarray
+) -> None:
+    """Compare the rows that agree in `columns`, and join the clusters of the similar ones; never two second rows."""
     keys = _row_keys(rows[:, columns])
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
@@ -116,14 +150,21 @@ def _join_similar(rows: np.ndarray, columns: slice, threshold: float, clusters: 
         place = place[keys[place] == keys[place + distance]]
         if not place.size:
             return
-        _join(rows, order[place], order[place + distance], threshold, clusters)
+        _join(rows, order[place], order[place + distance], threshold, clusters, is_second)
     # A bucket of more documents: each of its documents with its first one.
     first = np.searchsorted(keys, keys[place])
-    _join(rows, order[first], order[place + _NEIGHBOURS], threshold, clusters)
+    _join(rows, order[first], order[place + _NEIGHBOURS], threshold, clusters, is_second)
 
 
-def _join(rows: np.ndarray, left: np.ndarray, right: np.ndarray, threshold: float, clusters: np.ndarray) -> None:
-    apart = _roots(clusters, left) != _roots(clusters, right)
+def _join(
+    rows: np.ndarray,
+    left: np.ndarray,
+    right: np.ndarray,
+    threshold: float,
+    clusters: np.ndarray,
+    is_second: np.ndarray,
+) -> None:
+    apart = (_roots(clusters, left) != _roots(clusters, right)) & ~(is_second[left] & is_second[right])
     left, right = left[apart], right[apart]
     wanted = rows.shape[1] * (threshold + (1 - threshold) * _CHANCE) - 1e-9
     similar = np.zeros(left.size, dtype=bool)

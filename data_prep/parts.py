@@ -2,7 +2,8 @@
 
 SOURCE-00000.arrow      input_ids, labels: one row per document
 SOURCE-00000.npz        per document: row (int64, in the raw source), length, trained (int32), content (uint64),
-                        task_type, language (uint8), and if asked for signature (bytes)
+                        task_type, language (uint8), and if asked for signature (bytes); for some of the documents
+                        a second one: border (bytes), border_of (int64, which of the part's documents)
 SOURCE-00000.dropped    JSON lines: the rows that cannot be used, with reason and place
 SOURCE-00000.json       counts; its existence means complete
 """
@@ -20,9 +21,9 @@ import numpy as np
 
 from data_prep import languages, task_types
 from data_prep.conversation import BadRow, Conversation
-from data_prep.labelling import TokenizedExample
+from data_prep.labelling import IGNORE_INDEX, TokenizedExample
 from data_prep.long_rows import Fitted
-from data_prep.near_duplicates import NearDuplicates, conversation_text, signatures
+from data_prep.near_duplicates import NearDuplicates, border_signatures, conversation_text, signatures
 from data_prep.readers import RawRow, Slice
 from data_prep.shards import to_json, write_atomically
 
@@ -98,13 +99,15 @@ class PartWriter:
         arrays: dict[str, np.ndarray] = {
             "row": np.array(self.rows, dtype=np.int64),
             "length": np.array([e.input_ids.size for e in self.examples], dtype=np.int32),
-            "trained": np.array([e.num_trained for e in self.examples], dtype=np.int32),
+            "trained": _num_trained(self.examples),
             "content": np.array(self.contents, dtype=np.uint64),
             "task_type": np.array(self.task_types, dtype=np.uint8),
             "language": np.array(self.languages, dtype=np.uint8),
         }
         if self.near_duplicates:
             arrays["signature"] = signatures(self.texts, self.near_duplicates)
+            border = border_signatures(self.texts, self.near_duplicates)
+            arrays |= {"border": border.signatures, "border_of": border.of}
         part.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(part.file(".arrow"), _arrow(self.examples))
         buffer = io.BytesIO()
@@ -127,6 +130,15 @@ class PartWriter:
             "lost_tokens": dict(sorted(self.lost_tokens.items())),
             "encoder": self.encoder,
         }
+
+
+def _num_trained(examples: list[TokenizedExample]) -> np.ndarray:
+    """(documents,) int32: `num_trained` of each, in one pass."""
+    if not examples:
+        return np.empty(0, dtype=np.int32)
+    starts = np.cumsum([0, *(e.labels.size for e in examples[:-1])])
+    is_trained = np.concatenate([e.labels for e in examples]) != IGNORE_INDEX
+    return np.add.reduceat(is_trained, starts, dtype=np.int32)
 
 
 def _arrow(examples: list[TokenizedExample]) -> memoryview:

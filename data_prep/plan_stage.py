@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.mixing import EVAL, TRAIN, Documents, Mixture, mix
+from data_prep.near_duplicates import Border
 from data_prep.packing import pack
 from data_prep.parts import Part
 from data_prep.recipe import Recipe
@@ -35,12 +36,14 @@ class SplitPlan:
 def load_documents(parts: list[Part], recipe: Recipe) -> tuple[Documents, np.ndarray, np.ndarray]:
     """All parts' documents in recipe order; per document its part's number and its row in the raw source."""
     names = {s.name: i for i, s in enumerate(recipe.sources)}
-    indexed = (*_INDEXED, *(["signature"] if recipe.near_duplicates else []))
+    indexed = (*_INDEXED, *(["signature", "border", "border_of"] if recipe.near_duplicates else []))
     columns: dict[str, list[np.ndarray]] = {k: [] for k in (*indexed, "part", "source")}
+    before = 0
     for number, part in enumerate(parts):
         with np.load(part.file(".npz")) as index:
             for key in indexed:
-                columns[key].append(index[key])
+                columns[key].append(index[key] + before if key == "border_of" else index[key])
+        before += columns["row"][-1].size
         size = columns["row"][-1].size
         columns["part"].append(np.full(size, number, dtype=np.int32))
         columns["source"].append(np.full(size, names[part.slice.source], dtype=np.int32))
@@ -53,6 +56,7 @@ def load_documents(parts: list[Part], recipe: Recipe) -> tuple[Documents, np.nda
         flat["row"],
         flat["task_type"],
         flat.get("signature"),
+        Border(flat["border_of"], flat["border"]) if recipe.near_duplicates else None,
     )
     return documents, flat["part"], flat["row"]
 

@@ -137,6 +137,8 @@ def _use_fast_encoder(job: Job) -> None:
 
 
 def _plan(job: Job) -> None:
+    """Make the plan, unless it is there, and show it: a wrong mixture is seen before anything is packed."""
+    from data_prep.manifest import summary_lines
     from data_prep.plan_stage import plan
 
     missing = job.missing_parts()
@@ -145,8 +147,8 @@ def _plan(job: Job) -> None:
             f"{len(missing)} of {len(job.parts)} parts are not tokenized (the first numbers: {missing[:10]}"
             "; part number modulo --num-tasks is the --task-index): run `--stage tokenize` for them first"
         )
-    if job.summary() is None:
-        plan(job.parts, job.recipe, job.plan_dir)
+    summary = job.summary() or plan(job.parts, job.recipe, job.plan_dir)
+    print("\n".join(summary_lines(summary, job.recipe.seq_len)))
 
 
 def _pack(job: Job, num_workers: int, task: tuple[int, int]) -> None:
@@ -159,7 +161,7 @@ def _pack(job: Job, num_workers: int, task: tuple[int, int]) -> None:
 
 def _finish(job: Job, keep_work: bool, started: float) -> dict[str, Any]:
     """What is left when all shards are there: the lists of dropped rows, the report, and the manifest, last."""
-    from data_prep.manifest import build_manifest, summary_lines, write_dropped
+    from data_prep.manifest import build_manifest, write_dropped
     from data_prep.pack_stage import shard_tasks
     from data_prep.report import load_report_data, write_report
     from data_prep.shards import write_manifest
@@ -179,7 +181,6 @@ def _finish(job: Job, keep_work: bool, started: float) -> dict[str, Any]:
     write_manifest(job.output, manifest)
     if not keep_work:
         shutil.rmtree(job.work)
-    print("\n".join(summary_lines(manifest)))
     tokens = sum(s["tokens"] for s in manifest["sources"])
     print(f"{tokens:,} tokens in {time.monotonic() - started:.1f} s -> {job.output} (see its report.html)")
     return manifest

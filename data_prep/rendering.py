@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from data_prep.skeletons import Skeletons
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_BYTES_PER_CALL = 1 << 21  # of text encoded at once; `tokenizers` takes 25 to 100 times as many of memory
 _INLINE_REASONING = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)
 
 
@@ -76,9 +77,10 @@ class Renderer:
                     plain.append((i, text, spans))
             except BadRow as bad:
                 results[i] = bad
-        encoded = self.encoder.encode_batch([text for _, text, _ in plain])
-        for (i, text, trained), tokens in zip(plain, encoded, strict=True):
-            results[i] = self._labeller.label(text, tokens, trained)
+        for start, end in _groups([text for _, text, _ in plain]):
+            encoded = self.encoder.encode_batch([text for _, text, _ in plain[start:end]])
+            for (i, text, trained), tokens in zip(plain[start:end], encoded, strict=True):
+                results[i] = self._labeller.label(text, tokens, trained)
         return [r for r in results if r is not None]
 
     def use_fast_encoder(self, sample: Sequence[Conversation]) -> str | None:
@@ -156,7 +158,6 @@ class Renderer:
     def _apply(
         self, messages: list[dict[str, Any]], tools: list[Any] | None, *, with_spans: bool = False, prompt: bool = False
     ) -> tuple[str, list[Span]]:
-        from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
@@ -170,8 +171,8 @@ class Renderer:
                 add_generation_prompt=prompt,
                 **self._template_arguments,
             )
-        except TemplateError as error:
-            raise BadRow("template_refused", f"the chat template raises: {error}") from None
+        except Exception as error:  # a template may do what raises anything, such as adding text to an object
+            raise BadRow("template_refused", f"the chat template raises {type(error).__name__}: {error}") from None
         texts, spans = rendered
         return texts[0], [(start, end) for start, end in spans[0]] if with_spans else []
 
@@ -248,6 +249,17 @@ class Renderer:
 
 _PLAIN_KEYS = {"role", "content"}
 _PROBE = (Message("user", "Say hello."), Message("assistant", "Hello."))
+
+
+def _groups(texts: list[str]) -> Iterator[Span]:
+    """First and one past the last of the texts that are encoded in one call: many, as freeing what `tokenizers` makes
+    of a few hundred before it makes the next costs a fifth of the time, but no more than memory is meant for."""
+    start = size = 0
+    for end, text in enumerate(texts, 1):
+        size += len(text) if text.isascii() else 3 * len(text)
+        if size >= _BYTES_PER_CALL or end == len(texts):
+            yield start, end
+            start, size = end, 0
 
 
 def _has_calls(conversation: Conversation) -> bool:

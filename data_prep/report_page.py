@@ -35,6 +35,7 @@ def render_page(
         languages=_matrix(numbers, "languages", rare=_RARE),
         samples=[{"sample": s, "runs": _shown_runs(s.runs)} for s in samples],
         examples={name: found for name, found in dropped.items() if any(found.values())},
+        needs_cjk_font=any(numbers["overall"]["languages"]["rows"].get(name) for name in ("ko", "ja", "zh")),
     )
 
 

@@ -20,7 +20,7 @@ from data_prep.rendering import Renderer
 from data_prep.sources import to_conversation
 
 _SAMPLED_PLACES, _SAMPLED_ROWS = 8, 64
-ROWS_PER_CALL = 512  # rows rendered and encoded in one call of the tokenizer
+ROWS_PER_CALL = 4096  # rows rendered in one call; the renderer encodes less at once where they are long
 
 
 def make_renderer(recipe: Recipe) -> Renderer:
@@ -60,7 +60,7 @@ def tokenize_part(part: Part, how: tuple[Recipe, Renderer]) -> None:
     rows = read_slice(source, part.slice)
     while batch := list(islice(rows, ROWS_PER_CALL)):
         for raw, conversation, result in _render(batch, source, recipe, renderer, writer):
-            _take(raw, conversation, result, recipe, renderer, writer)
+            _take(raw, conversation, result, source, recipe, renderer, writer)
     writer.write(part)
 
 
@@ -109,6 +109,7 @@ def _take(
     raw: RawRow,
     conversation: Conversation | None,
     result: TokenizedExample | BadRow,
+    source: Source,
     recipe: Recipe,
     renderer: Renderer,
     writer: PartWriter,
@@ -118,8 +119,7 @@ def _take(
         if isinstance(result, BadRow):
             raise result
         assert conversation is not None
-        options = next(s.filters for s in recipe.sources if s.name == conversation.source) or recipe.filters
-        if options:
+        if options := source.filters or recipe.filters:
             check_trained_tokens(result.num_trained, options)
         writer.keep(raw, conversation, fit(conversation, result, recipe.seq_len, recipe.too_long, renderer))
     except BadRow as bad:

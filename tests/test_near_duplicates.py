@@ -18,7 +18,9 @@ from pydantic import ValidationError
 from data_prep import near_duplicates
 from data_prep.conversation import Conversation, Message, ToolCall
 from data_prep.near_duplicates import (
+    Border,
     NearDuplicates,
+    border_signatures,
     cluster_ids,
     conversation_text,
     find_near_duplicates,
@@ -53,7 +55,8 @@ THAI = "ผู้ป่วยเบาหวานควรรับประท
 
 
 def duplicates(documents: list[str], options: NearDuplicates = DEFAULT) -> list[int]:
-    return find_near_duplicates(signatures(documents, options), options).tolist()
+    border = border_signatures(documents, options)
+    return find_near_duplicates(signatures(documents, options), options, border).tolist()
 
 
 def shingle_sets(documents: list[str], options: NearDuplicates = DEFAULT) -> list[frozenset[int]]:
@@ -274,6 +277,55 @@ def test_the_first_document_is_kept_whichever_source_it_is_from():
     assert duplicates([a, b, "x", b, a, a]) == [-1, -1, -1, 1, 0, 0]
 
 
+def numbered(first: int, count: int) -> str:
+    return " ".join(f"word{i}" for i in range(first, first + count))
+
+
+@pytest.mark.parametrize(("short", "longer"), [(49, 50), (48, 55), (46, 50), (49, 58)])
+def test_a_short_text_and_one_a_little_longer_are_compared_by_characters(short, longer):
+    documents = [numbered(0, longer), KOREAN, numbered(0, short), numbered(500, 300)]
+    assert jaccard(*shingle_sets([documents[0], documents[2]])) == 0  # by words and by characters
+    assert jaccard(*shingle_sets([documents[0], documents[2]], NearDuplicates(short=100))) > 0.83
+    assert duplicates(documents) == [-1, -1, 0, -1]
+    assert duplicates(documents[::-1]) == [-1, -1, -1, 1]
+
+
+def test_second_signatures_are_those_of_texts_at_the_border_and_join_no_two_of_them():
+    documents = [numbered(0, 40), numbered(0, 50), numbered(100, 68), numbered(200, 70), numbered(300, 90)]
+    assert border_signatures(documents, DEFAULT).of.tolist() == [1, 2]
+    assert border_signatures([], DEFAULT).of.size == border_signatures(["", "a"], DEFAULT).of.size == 0
+    # By words unlike, by characters alike: both are long enough to be taken by words, which they are.
+    words = ENGLISH.split()[:60]
+    spelt = [" ".join(words), " ".join(f"{word}s" if i in (10, 30, 50) else word for i, word in enumerate(words))]
+    by_words, by_characters = (shingle_sets(spelt, NearDuplicates(short=short)) for short in (50, 100))
+    assert jaccard(*by_words) < 0.7 and jaccard(*by_characters) > 0.9
+    assert duplicates(spelt) == [-1, -1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_clusters_with_second_signatures_are_those_of_all_pairs(seed):
+    random = np.random.default_rng(seed)
+    rows = random.integers(0, 256, (40, 64), dtype=np.uint8)
+    for i in range(1, 40):
+        rows[i] = rows[random.integers(0, i)]
+        changed = random.random(64) < random.choice([0.0, 0.03, 0.6, 1.0])
+        rows[i, changed] = random.integers(0, 256, changed.sum())
+    of = np.sort(random.choice(30, 10, replace=False))
+    options = NearDuplicates(num_perm=64)
+    found = cluster_ids(rows[:30], options, Border(of, rows[30:])).tolist()
+    owner = [*range(30), *of.tolist()]
+    clusters = list(range(30))
+    for _ in range(30):
+        for i, j in itertools.combinations(range(40), 2):
+            agree = ((rows[i] == rows[j]).mean() - 1 / 256) / (1 - 1 / 256)
+            if agree >= 0.8 - 1e-9 and not (j >= 30 and i >= 30 and agree < 1):  # equal second ones are one row
+                a, b = clusters[owner[i]], clusters[owner[j]]
+                clusters = [min(a, b) if c in (a, b) else c for c in clusters]
+    assert all(clusters[i] == clusters[c] for i, c in enumerate(found))
+    assert sum(a != b for a, b in zip(clusters, found, strict=True)) <= 3
+
+
 def test_a_shared_system_prompt_does_not_make_conversations_similar():
     def text(question: str, **more) -> str:
         turns = (Message("system", ENGLISH), Message("user", question), Message("assistant", "네", **more))
@@ -304,11 +356,17 @@ def test_real_exact_duplicates_are_all_found_and_pairs_are_similar(shared_data, 
     copies = [i for i, text in enumerate(documents) if first.setdefault(text, i) != i]
     assert len(copies) == exact
     assert (found[copies] >= 0).all()
-    sets, near = shingle_sets(documents), np.flatnonzero(found >= 0)
+    both, near = [shingle_sets(documents, NearDuplicates(short=n)) for n in (50, 70)], np.flatnonzero(found >= 0)
     assert near.size > exact
-    similar = [jaccard(sets[i], sets[found[i]]) for i in near]
+    similar = [max(jaccard(sets[i], sets[found[i]]) for sets in both) for i in near]
     assert np.mean(np.array(similar) >= 0.7) > 0.95  # the others are joined through a third document
     assert min(similar) > 0.2
+
+
+def test_real_near_duplicates_across_the_border_of_short_texts(shared_data):
+    documents = texts(shared_data / "text/med/medical_meadow_5942.json")
+    found = duplicates(documents)
+    assert [found[i] for i in (720, 4143, 4935)] == [403, 4100, 1854]
 
 
 def test_real_near_duplicates_of_alpaca(shared_data):

@@ -114,6 +114,7 @@ def test_the_same_bytes_however_much_is_gathered_and_sliced_at_once(recipe_file,
     assert run(recipe_file, tmp_path / "whole") == 0
     monkeypatch.setattr("data_prep.pack_stage._TOKENS_PER_GROUP", 400)
     monkeypatch.setattr("data_prep.shards.ROWS_PER_BATCH", 3)
+    monkeypatch.setattr("data_prep.rendering._BYTES_PER_CALL", 200)
     monkeypatch.setattr("data_prep.readers._SLICE_BYTES", 1000)
     assert run(recipe_file, tmp_path / "small") == 0
     for split in ("train", "eval"):
@@ -282,7 +283,10 @@ def test_the_stages_as_tasks_of_a_job_array_give_the_same_bytes(recipe_file, tmp
     assert stage("tokenize", 2, 3) == stage("tokenize", 0, 3) == 0
     assert stage("plan") == 2
     assert "parts are not tokenized (the first numbers: [1, 4, 7]" in capsys.readouterr().err
-    assert stage("tokenize", 1, 3) == stage("plan") == stage("pack", 1, 2) == 0
+    assert stage("tokenize", 1, 3) == stage("plan") == 0
+    shown = capsys.readouterr().out  # the mixture is there before anything is packed
+    assert all(name in shown.split() for name in ("asked", "got", "uses")) and "packing 0." in shown
+    assert stage("pack", 1, 2) == 0
     assert stage("finish") == 2 and "run `--stage pack` first" in capsys.readouterr().err
     assert stage("pack", 0, 2) == stage("finish") == 0
     assert all_bytes(tmp_path / "tasks") == all_bytes(tmp_path / "whole")

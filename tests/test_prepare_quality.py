@@ -51,9 +51,13 @@ def prepared(folder: Path, tokenizer, rows, **options):
 
 
 def test_near_duplicates_are_dropped_and_listed(tmp_path, tiny_tokenizer, rows):
+    items = [f"item{i}" for i in range(50)]  # of two slices, one by words and one by characters
+    rows[12] = {"question": "Say it again.", "answer": " ".join(items)}
+    rows[25] = {"question": "Say it again.", "answer": " ".join(items[:46])}
     counts, text, dropped = prepared(tmp_path, tiny_tokenizer, rows, near_duplicates={"threshold": 0.8})
     assert next(d["row"] for d in dropped if d["reason"] == "near_duplicate") == 1
     assert "repeats row 0 of qa" in next(d["detail"] for d in dropped if d["row"] == 1)
+    assert "repeats row 12 of qa" in next(d["detail"] for d in dropped if d["row"] == 25)
     assert counts["dropped"]["near_duplicate"] >= 1 and "word79 more" not in text["train"] + text["eval"]
 
 

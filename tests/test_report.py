@@ -169,6 +169,12 @@ def test_text_of_the_data_is_shown_as_text(manifest, documents):
     assert "truncated (kept)" in page.text and "54,321" in page.text and "777" in page.text
 
 
+def test_a_missing_font_is_explained_where_it_would_be_missed(manifest, documents):
+    assert "this device has no Korean font" in build_report(manifest, documents, [], {})[0]
+    documents.language[:] = LANGUAGES.index("en")
+    assert "Korean font" not in build_report(manifest, documents, [], {})[0]
+
+
 def test_notes_say_what_to_look_at(manifest, documents):
     manifest["sources"][0].update(rows=100, dropped={"too_long": 60}, train_documents=10, train_uses=70)
     manifest["splits"]["train"]["rows"] *= 2

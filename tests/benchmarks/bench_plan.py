@@ -1,17 +1,21 @@
 """The plan stage on synthetic documents: seconds on one core and peak memory.
 
-    python -m tests.benchmarks.bench_plan [--documents 10000000] [--sources 4]
+    python -m tests.benchmarks.bench_plan [--documents 10000000] [--sources 4] [--curve 1000000 3000000 20000000]
 
 The parts' indices are written first, as the tokenize stage leaves them; then a fresh process does what
 `data_prep.prepare --stage plan` does: duplicates, eval split, weighted mixture, global packing, plan written. Lengths
 are log-normal, like those of instruction data; 2 % are duplicates. The last line is JSON with `documents`, `seconds`,
-`peak_gib`, `efficiency`.
+`cpu_seconds` (what other work on the machine does to the clock it does not do to these), `peak_gib`, `efficiency`.
+
+With --curve, these sizes are measured too, and the largest two say what 100 million documents would take: time grows as
+a power of the number of documents, memory in a line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import subprocess
@@ -29,6 +33,7 @@ from data_prep.shards import to_json, write_atomically
 
 SEQ_LEN = 4096
 PART_DOCUMENTS = 100_000
+EXTRAPOLATED = 100_000_000
 
 
 def main() -> int:
@@ -36,16 +41,44 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=10_000_000)
     parser.add_argument("--sources", type=int, default=4)
+    parser.add_argument("--curve", type=int, nargs="*", default=[], help="more numbers of documents")
     parser.add_argument("--folder", type=Path, help="(internal) the parts are there: measure")
     arguments = parser.parse_args()
     if arguments.folder:
         print(json.dumps(measure(arguments.folder, arguments.documents, arguments.sources)))
         return 0
+    sizes = sorted({arguments.documents, *arguments.curve})
+    curve = {size: in_own_process(size, arguments.sources) for size in sizes}
+    command = " ".join(["python -m tests.benchmarks.bench_plan", *sys.argv[1:]])
+    result = {"command": command, "load": round(os.getloadavg()[0], 1), **curve[arguments.documents]}
+    if len(sizes) > 1:
+        result |= {"curve": list(curve.values()), "extrapolated": extrapolate(curve[sizes[-2]], curve[sizes[-1]])}
+    print(json.dumps(result))
+    return 0
+
+
+def in_own_process(documents: int, sources: int) -> dict[str, float]:
+    """Write the parts and measure a process that plans them."""
     with tempfile.TemporaryDirectory() as folder:
-        write_parts(Path(folder), arguments.documents, arguments.sources)
+        write_parts(Path(folder), documents, sources)
         command = [sys.executable, "-m", "tests.benchmarks.bench_plan", "--folder", folder]
-        command += ["--documents", str(arguments.documents), "--sources", str(arguments.sources)]
-        return subprocess.run(command, check=True).returncode
+        command += ["--documents", str(documents), "--sources", str(sources)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    print(done.stdout.strip(), file=sys.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def extrapolate(smaller: dict[str, float], larger: dict[str, float]) -> dict[str, float]:
+    """Processor time and memory of EXTRAPOLATED documents, from two sizes."""
+    grown = larger["documents"] / smaller["documents"]
+    power = math.log(larger["cpu_seconds"] / smaller["cpu_seconds"]) / math.log(grown)
+    slope = (larger["peak_gib"] - smaller["peak_gib"]) / (larger["documents"] - smaller["documents"])
+    return {
+        "documents": EXTRAPOLATED,
+        "cpu_seconds": round(larger["cpu_seconds"] * (EXTRAPOLATED / larger["documents"]) ** power),
+        "power": round(power, 3),
+        "peak_gib": round(larger["peak_gib"] + slope * (EXTRAPOLATED - larger["documents"]), 1),
+    }
 
 
 def parts_of(folder: Path, documents: int, sources: int) -> list[Part]:

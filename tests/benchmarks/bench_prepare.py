@@ -7,12 +7,16 @@ Alpaca 52k, the Qwen3 tokenizer, ChatML, seq_len 4,096. Measured are the stages 
 all cores of one process. The inputs have been looked at and the tokenizer loaded before the clock runs, as for TRL,
 whose trainer prepares the same rows with as many processes. The last line is JSON:
 
-    share_of_raw         tokens/s through `tokenizers`, as a share of encode_batch's
+    share_of_raw         tokens/s through `tokenizers`, as a share of encode_batch's: the median over the repeats, each
+                         against encode_batch just before and just after it
     share_of_raw_fast    the same through the faster encoder
     ratio_to_trl         tokens/s through the faster encoder over TRL's (..._tokenizers: through `tokenizers`)
     efficiency           of packing, by seq_len
+    cpu                  seconds of processor time, of all processes, per million tokens: what other work on the machine
+                         does to the clock it does not do to these
     profile              CPU seconds per 10,000 rows by step, in one process
     command_seconds      the whole command, imports, proof of the encoder and report included
+    load                 the machine's load average before and after: above num_workers, the clock is not to be trusted
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +51,17 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     data = arguments.data.resolve()
+    load = [round(os.getloadavg()[0], 1)]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         result = measure(data, Path(folder), arguments.num_workers, arguments.repeats)
         result["trl"] = trl_preparation(data, arguments.num_workers)
+        result["cpu"]["trl"] = result["trl"].pop("cpu")
+        load.append(round(os.getloadavg()[0], 1))
         result["command_seconds"] = whole_command(data, Path(folder), arguments.num_workers)
     trl = result["trl"]["tokens_per_second"]
     result["ratio_to_trl"] = round(result["tokens_per_second_fast"] / trl, 2)
     result["ratio_to_trl_tokenizers"] = round(result["tokens_per_second"] / trl, 2)
-    print(json.dumps(result))
+    print(json.dumps({"command": "python -m tests.benchmarks.bench_prepare --data FOLDER", **result, "load": load}))
     return 0
 
 
@@ -70,28 +79,37 @@ def measure(data: Path, folder: Path, num_workers: int, repeats: int) -> dict[st
     start_server()
     backend, texts = rendered_texts(data, folder)
     rates: dict[str, list[float]] = {"raw": [], "tokenizers": [], "auto": []}
+    cpu: dict[str, list[float]] = {name: [] for name in rates}
     efficiency = {}
+
+    def run(name: str, work: Callable[[], tuple[int, Any]]) -> Any:
+        cpu_before, before = processor_seconds(), time.perf_counter()
+        tokens, result = work()
+        rates[name].append(tokens / (time.perf_counter() - before))
+        cpu[name].append((processor_seconds() - cpu_before) / tokens * 1e6)
+        return result
+
     for repeat in range(repeats):
-        rates["raw"].append(raw_rate(backend, texts))
         for encoder in ("tokenizers", "auto"):
-            output = folder / f"{encoder}-{repeat}"
-            rate, efficiency["4096"] = staged_rate(data, output, 4096, num_workers, encoder)
-            rates[encoder].append(rate)
-    rates["raw"].append(raw_rate(backend, texts))
+            run("raw", lambda: raw(backend, texts))
+            job = ready_job(data, folder / f"{encoder}-{repeat}", 4096, encoder)
+            efficiency["4096"] = run(encoder, partial(staged, job, num_workers))
+    run("raw", lambda: raw(backend, texts))
     for seq_len in SEQ_LENS:
         if str(seq_len) not in efficiency:
-            efficiency[str(seq_len)] = staged_rate(data, folder / str(seq_len), seq_len, num_workers, "auto")[1]
+            efficiency[str(seq_len)] = staged(ready_job(data, folder / str(seq_len), seq_len, "auto"), num_workers)[1]
     middle = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "num_workers": num_workers,
         "rows": len(texts),
-        "share_of_raw": round(middle["tokenizers"] / middle["raw"], 3),
-        "share_of_raw_fast": round(middle["auto"] / middle["raw"], 3),
+        "share_of_raw": share(rates["tokenizers"], rates["raw"]),
+        "share_of_raw_fast": share(rates["auto"], rates["raw"][1:]),
         "efficiency": dict(sorted(efficiency.items(), key=lambda item: int(item[0]))),
         "raw_tokens_per_second": round(middle["raw"]),
         "tokens_per_second": round(middle["tokenizers"]),
         "tokens_per_second_fast": round(middle["auto"]),
         "all_rates": {name: [round(value) for value in values] for name, values in rates.items()},
+        "cpu": {name: round(statistics.median(values), 2) for name, values in cpu.items()},
         "profile": {
             encoder: profile(data, folder / f"profile-{encoder}", encoder) for encoder in ("tokenizers", "auto")
         },
@@ -125,30 +143,46 @@ def open_job(data: Path, output: Path, seq_len: int) -> Any:
     return open_job(load_recipe(path), output)
 
 
-def raw_rate(backend: Any, texts: list[str]) -> float:
-    """Tokens per second of encode_batch, on all cores."""
+def share(rates: list[float], raw: list[float]) -> float:
+    """The median of each rate over the raw ones before and after it; two steps on, raw is that of the next repeat."""
+    around = [statistics.mean(raw[2 * i : 2 * i + 2]) for i in range(len(rates))]
+    return round(statistics.median(rate / other for rate, other in zip(rates, around, strict=True)), 3)
+
+
+def processor_seconds() -> float:
+    """Of this process and of all workers that have ended: the server that they are forked from counts them."""
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    fields = Path(f"/proc/{server._forkserver_pid}/stat").read_text().rpartition(")")[2].split()
+    return time.process_time() + sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def raw(backend: Any, texts: list[str]) -> tuple[int, None]:
+    """Tokens of encode_batch, on all cores."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    started = time.perf_counter()
     encodings = backend.encode_batch(texts, add_special_tokens=False)
-    seconds = time.perf_counter() - started
-    return sum(len(encoding.ids) for encoding in encodings) / seconds
+    return sum(len(encoding.ids) for encoding in encodings), None
 
 
-def staged_rate(data: Path, output: Path, seq_len: int, num_workers: int, encoder: str) -> tuple[float, float]:
-    """Tokens per second of the three stages, their processes' start included, and the efficiency of packing."""
+def ready_job(data: Path, output: Path, seq_len: int, encoder: str) -> Any:
+    """What is done before the clock runs."""
     from data_prep import prepare
 
     job = open_job(data, output, seq_len)
     if encoder == "auto":
         prepare._use_fast_encoder(job)
         assert "tiktoken" in job.renderer.encoder.name, job.renderer.encoder.name
-    started = time.perf_counter()
+    return job
+
+
+def staged(job: Any, num_workers: int) -> tuple[int, float]:
+    """Run the three stages, their processes' start included: tokens, and the efficiency of packing."""
+    from data_prep import prepare
+
     prepare._tokenize(job, num_workers, (0, 1), "tokenizers")  # which leaves the renderer's encoder as it is
     prepare._plan(job)
     prepare._pack(job, num_workers, (0, 1))
-    seconds = time.perf_counter() - started
     splits = job.summary()["splits"]
-    return sum(split["tokens"] for split in splits.values()) / seconds, splits["train"]["efficiency"]
+    return sum(split["tokens"] for split in splits.values()), splits["train"]["efficiency"]
 
 
 def profile(data: Path, output: Path, encoder: str) -> dict[str, float]:
@@ -188,7 +222,7 @@ def profile(data: Path, output: Path, encoder: str) -> dict[str, float]:
     step("content hash", lambda: [c.content_hash() for c in conversations])
     writer = PartWriter(renderer.encoder.name)
     triples = [(raw, c, e) for (raw, c), e in zip(pairs, examples, strict=True)]
-    step("the three and the rest", lambda: [_take(*triple, recipe, renderer, writer) for triple in triples])
+    step("the three and the rest", lambda: [_take(*triple, source, recipe, renderer, writer) for triple in triples])
     step("write", lambda: writer.write(part))
     return seconds
 
