@@ -11,7 +11,7 @@ matches as it matches the token (an added token with the same flags, but not "sp
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ class ControlTokens:
 
     def spelled_in(self, conversation: Conversation) -> str | None:
         """The first control token that a message spells, if any."""
-        for text in _strings(conversation):
+        for text in conversation.strings():
             if found := self._pattern.search(text):
                 return found[0]
         return None
@@ -111,28 +111,6 @@ class ControlTokens:
         return self._stand_ins
 
 
-def _strings(conversation: Conversation) -> Iterator[str]:
-    """Every text that a template may print."""
-    for message in conversation.messages:
-        yield message.content
-        if message.reasoning is not None:
-            yield message.reasoning
-        for call in message.tool_calls:
-            yield from _nested_strings([call.name, call.arguments])
-    yield from _nested_strings(list(conversation.tools))
-
-
-def _nested_strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _nested_strings([key, item])
-    elif isinstance(value, list):
-        for item in value:
-            yield from _nested_strings(item)
-
-
 def _map_strings(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
     def deep(value: Any) -> Any:
         if isinstance(value, str):
@@ -174,7 +152,7 @@ def _put_back(ids: list[int], stand_in_ids: set[int | None], control_ids: list[i
 
 
 def _unused_character(conversation: Conversation) -> str:
-    used = {c for text in _strings(conversation) for c in text}
+    used = {c for text in conversation.strings() for c in text}
     free = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
     if "\U0010fffd" not in used and (character := next(free, None)):
         return character
