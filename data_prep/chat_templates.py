@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TEMPLATE_DIR = Path(__file__).parent / "templates"
 GENERATION_MARK = re.compile(r"{%-?\s*generation\s*-?%}")
+_IN_BRACKETS = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 _CONTROL_TOKENS = re.compile(r"{#- control tokens: (.*?) -#}")
 _PLACED = re.compile(r"{#- contents: placed(?:, unless (\S+))? -#}\n")
 
@@ -86,6 +87,21 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Text -> id of the control tokens: the added tokens marked special."""
     return {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+
+
+def control_token_ids(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> dict[str, int]:
+    """Text -> id of what means more than its characters: the special tokens, and other added tokens in brackets that
+    the template names (`<tool_call>`, `<think>`) or that are no piece of the vocabulary (`<|repo_name|>`).
+
+    What else is added is text: words, runs of white space, Gemma's `<b>`.
+    """
+    model = tokenizer.backend_tokenizer.model
+    more = {
+        t.content: i
+        for i, t in tokenizer.added_tokens_decoder.items()
+        if _IN_BRACKETS.fullmatch(t.content) and (t.content in template.text or model.token_to_id(t.content) is None)
+    }
+    return special_token_ids(tokenizer) | more
 
 
 def _built_in(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:

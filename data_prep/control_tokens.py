@@ -6,12 +6,14 @@ inside the spelled token before the template renders it, so that the template's 
 quoted ones. Then the sentinels go, each control token of the template is replaced by a stand-in that the tokenizer
 matches as it matches the token (an added token with the same flags, but not "special"), and the text is encoded with
 `encode_special_tokens`, under which special tokens are plain text. Last, the stand-ins' ids become the control ids.
+Added tokens that are not special but control text too (`<tool_call>`) are made special in the copy that encodes so.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,18 +31,25 @@ _PRIVATE_USE = range(0xF0000, 0xFFFFE)  # Supplementary Private Use Area-A: assi
 
 
 class ControlTokens:
-    """Finds control tokens spelled in content and encodes them as plain text."""
+    """Finds control tokens spelled in content and encodes them as plain text.
 
-    def __init__(self, encoder: TextEncoder, special_ids: dict[str, int]):
-        self._ids = special_ids
+    Args:
+        control_ids: text -> id of the tokens that content must not turn into.
+    """
+
+    def __init__(self, encoder: TextEncoder, control_ids: dict[str, int]):
+        self._ids = control_ids
         self._encoder = encoder
-        longest_first = sorted(special_ids, key=lambda token: (-len(token), token))
+        longest_first = sorted(control_ids, key=lambda token: (-len(token), token))
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._stand_ins: tuple[Tokenizer, dict[str, str]] | None = None
 
+    def __contains__(self, token: str) -> bool:
+        return token in self._ids
+
     def spelled_in(self, conversation: Conversation) -> str | None:
         """The first control token that a message spells, if any."""
-        for text in _strings(conversation):
+        for text in conversation.strings():
             if found := self._pattern.search(text):
                 return found[0]
         return None
@@ -86,14 +95,17 @@ class ControlTokens:
         if self._stand_ins is None:
             from tokenizers import AddedToken, Tokenizer
 
-            encoder = Tokenizer.from_str(self._encoder.backend.to_str())
+            serialised = json.loads(self._encoder.backend.to_str())
+            for token in serialised["added_tokens"]:
+                token["special"] |= token["content"] in self._ids
+            encoder = Tokenizer.from_str(json.dumps(serialised))
             encoder.encode_special_tokens = True
             names: dict[tuple[bool, ...], str] = {}
             stand_in = {}
-            for token in self._encoder.backend.get_added_tokens_decoder().values():
-                if token.special:
-                    name = names.setdefault(_flags(token), f"\U0010fffd{len(names)}\U0010fffd")
-                    stand_in[token.content] = name
+            for added in self._encoder.backend.get_added_tokens_decoder().values():
+                if added.special or added.content in self._ids:
+                    name = names.setdefault(_flags(added), f"\U0010fffd{len(names)}\U0010fffd")
+                    stand_in[added.content] = name
             for (lstrip, rstrip, single_word, normalized), name in names.items():
                 encoder.add_tokens(
                     [
@@ -109,28 +121,6 @@ class ControlTokens:
                 )
             self._stand_ins = encoder, stand_in
         return self._stand_ins
-
-
-def _strings(conversation: Conversation) -> Iterator[str]:
-    """Every text that a template may print."""
-    for message in conversation.messages:
-        yield message.content
-        if message.reasoning is not None:
-            yield message.reasoning
-        for call in message.tool_calls:
-            yield from _nested_strings([call.name, call.arguments])
-    yield from _nested_strings(list(conversation.tools))
-
-
-def _nested_strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _nested_strings([key, item])
-    elif isinstance(value, list):
-        for item in value:
-            yield from _nested_strings(item)
 
 
 def _map_strings(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
@@ -174,7 +164,7 @@ def _put_back(ids: list[int], stand_in_ids: set[int | None], control_ids: list[i
 
 
 def _unused_character(conversation: Conversation) -> str:
-    used = {c for text in _strings(conversation) for c in text}
+    used = {c for text in conversation.strings() for c in text}
     free = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
     if "\U0010fffd" not in used and (character := next(free, None)):
         return character

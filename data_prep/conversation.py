@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
@@ -72,6 +73,16 @@ class Conversation:
         """All contents, one after the other: what statistics and filters look at."""
         return "\n".join(m.content for m in self.messages)
 
+    def strings(self) -> Iterator[str]:
+        """Every text that a template may print."""
+        for message in self.messages:
+            yield message.content
+            if message.reasoning is not None:
+                yield message.reasoning
+            for call in message.tool_calls:
+                yield from _nested_strings([call.name, call.arguments])
+        yield from _nested_strings(list(self.tools))
+
     def content_hash(self) -> int:
         """64-bit hash of what is said, by whom, and what of it is trained; not of where the row comes from."""
         if self.tools or any(m.train is not None or m.reasoning is not None or m.tool_calls for m in self.messages):
@@ -88,13 +99,24 @@ def _canonical(message: Message) -> list[Any]:
     return [message.role, message.content, *(more if more != [None, None, []] else [])]
 
 
+def _nested_strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _nested_strings([key, item])
+    elif isinstance(value, list):
+        for item in value:
+            yield from _nested_strings(item)
+
+
 def validate(conversation: Conversation) -> None:
     """Refuse what no template renders meaningfully.
 
     Raises:
         BadRow: no messages, an unknown role, a system message that is not first, an empty turn, no assistant turn, no
-            user turn before the first assistant turn, tool calls outside assistant turns, or text that UTF-8 cannot
-            encode.
+            user turn before the first assistant turn, tool calls outside assistant turns, or text (of calls and tools
+            too) that UTF-8 cannot encode.
     """
     messages = conversation.messages
     if not messages:
@@ -106,6 +128,15 @@ def validate(conversation: Conversation) -> None:
         raise BadRow("no_assistant_turn", f"roles are {roles}: nothing to train on")
     if "user" not in roles[: roles.index("assistant")]:
         raise BadRow("no_user_turn", f"roles are {roles}: no user turn before the first answer")
+    for text in conversation.strings():
+        _validate_text(text)
+
+
+def _validate_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRow("not_unicode", f"a lone surrogate at character {error.start} of {text[:60]!r}") from None
 
 
 _EMPTY = {"assistant": "empty_output", "user": "empty_input", "system": "empty_system", "tool": "empty_tool_result"}
@@ -120,7 +151,3 @@ def _validate_message(message: Message, position: int) -> None:
         raise BadRow("tool_call", f"message {position} ({message.role}) calls a tool; only the assistant may")
     if not message.content.strip() and not message.tool_calls:
         raise BadRow(_EMPTY[message.role], f"message {position} ({message.role}) is empty")
-    try:
-        (message.content + (message.reasoning or "")).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise BadRow("not_unicode", f"message {position} holds a lone surrogate at character {error.start}") from None

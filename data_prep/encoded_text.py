@@ -96,9 +96,14 @@ class TextEncoder:
     """Encodes texts without adding special tokens: by the fast encoder where there is one that takes the text.
 
     Pickles small enough to send to a worker, which loads the tokenizer only when a text needs it.
+
+    Args:
+        backend: padding and truncation, which a tokenizer.json may bring along, are switched off in it.
     """
 
     def __init__(self, backend: Tokenizer):
+        backend.no_padding()  # it would fill the texts of a call up to the longest,
+        backend.no_truncation()  # and this cut them, without a word
         self._backend: Tokenizer | None = backend
         self._serialised = ""
         self._fast: FastEncoder | None = None

@@ -45,7 +45,7 @@ def build_manifest(job: Job, tasks: list[ShardTask]) -> dict[str, Any]:
         "chat_template_sha256": job.identity["chat_template_sha256"],
         "encoders": sorted({part.counts()["encoder"] for part in job.parts}),
         "bos_token_id": job.renderer.tokenizer.bos_token_id,
-        "end_token_ids": job.renderer.end_token_ids,
+        "end_token_ids": _end_token_ids(job),
         "sources": [{**source, "encodings": _encodings(job, source["name"])} for source in summary["sources"]],
         "recognised": sorted(job.recognised),
         "mixture": summary["mixture"],
@@ -53,6 +53,13 @@ def build_manifest(job: Job, tasks: list[ShardTask]) -> dict[str, Any]:
         "splits": {split: {**summary["splits"][split], "shards": shards[split]} for split in SPLITS},
         "versions": {name: version(name) for name in _LIBRARIES},
     }
+
+
+def _end_token_ids(job: Job) -> list[int]:
+    """The id that ends an answer, then any other that ends a trained turn, such as that of a tool call."""
+    found = {i for part in job.parts for i in part.counts()["end_token_ids"]}
+    usual = job.renderer.end_token_ids
+    return [*usual, *sorted(found - set(usual))]
 
 
 def _encodings(job: Job, source: str) -> dict[str, int]:

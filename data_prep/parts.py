@@ -45,7 +45,7 @@ class Part:
 
     def counts(self) -> dict[str, Any]:
         """rows, kept, documents, tokens, trained_tokens, and by reason: dropped, changed (rows), lost_tokens; the
-        encoder."""
+        encoder; end_token_ids: those that end a trained turn."""
         return json.loads(self.file(".json").read_text())
 
 
@@ -55,6 +55,7 @@ class PartWriter:
 
     encoder: str  # which made the ids; each makes the same
     examples: list[TokenizedExample] = field(default_factory=list)
+    are_cut: list[bool] = field(default_factory=list)  # whether the document lacks the end of its last turn
     rows: list[int] = field(default_factory=list)
     contents: list[int] = field(default_factory=list)
     task_types: list[int] = field(default_factory=list)
@@ -73,6 +74,7 @@ class PartWriter:
         language = languages.detect_conversation(conversation)
         for example in fitted.examples:
             self.examples.append(example)
+            self.are_cut.append(fitted.how == "truncated")
             self.rows.append(raw.number)
             self.contents.append(content)
             self.task_types.append(task_type)
@@ -129,6 +131,7 @@ class PartWriter:
             "changed": dict(sorted(self.changed.items())),
             "lost_tokens": dict(sorted(self.lost_tokens.items())),
             "encoder": self.encoder,
+            "end_token_ids": _end_token_ids(self.examples, self.are_cut),
         }
 
 
@@ -159,3 +162,16 @@ def _list_array(values: list[np.ndarray]) -> Any:
     offsets = np.zeros(len(values) + 1, dtype=np.int32)
     np.cumsum([v.size for v in values], out=offsets[1:])
     return pa.ListArray.from_arrays(offsets, np.concatenate(values))
+
+
+def _end_token_ids(examples: list[TokenizedExample], are_cut: list[bool]) -> list[int]:
+    """The ids that end a trained turn, in order."""
+    if not examples:
+        return []
+    labels = np.concatenate([e.labels for e in examples])
+    last = np.cumsum([e.labels.size for e in examples]) - 1
+    after = np.append(labels[1:], IGNORE_INDEX)
+    after[last] = IGNORE_INDEX
+    is_end = (labels != IGNORE_INDEX) & (after == IGNORE_INDEX)
+    is_end[last[are_cut]] = False
+    return np.unique(labels[is_end]).tolist()

@@ -24,7 +24,7 @@ from data_prep.json_spans import Span, file_size, layout, spans, text_start
 from data_prep.local_copies import local_path, localize
 from data_prep.opening import file_identity, source_files
 from data_prep.recipe import Source
-from data_prep.tables import TABLE_FORMATS, count_rows, read_rows
+from data_prep.tables import TABLE_FORMATS, count_rows, read_rows, without_absent
 
 __all__ = ["TEXT_FORMATS", "RawRow", "Slice", "read_slice", "slice_source", "source_files", "source_identity"]
 
@@ -264,7 +264,7 @@ def _read_hub_slice(source: Source, piece: Slice) -> Iterator[RawRow]:
     dataset = _hub_dataset(source)
     rows = dataset.select(range(piece.start, min(piece.end, len(dataset))))
     for number, value in enumerate(rows, piece.start):
-        yield RawRow(number, f"{source.dataset}[{number}]", value)
+        yield RawRow(number, f"{source.dataset}[{number}]", without_absent(value))
 
 
 def _hub_dataset(source: Source) -> Any:

@@ -8,23 +8,27 @@ that straddles a mark is an error, not a guess: at inference the prompt ends exa
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from data_prep.chat_templates import ChatTemplate, special_token_ids
+from data_prep.chat_templates import ChatTemplate, control_token_ids, special_token_ids
 from data_prep.control_tokens import ControlTokens
-from data_prep.conversation import BadRow, Conversation, Message
+from data_prep.conversation import BadRow, Conversation, Message, ToolCall
 from data_prep.encoded_text import Span, TextEncoder
 from data_prep.labelling import IGNORE_INDEX, Labeller, TokenizedExample
+from data_prep.left_out import check_complete
+from data_prep.reasoning import CLOSE, lift, strip
 from data_prep.skeletons import Skeletons
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BYTES_PER_CALL = 1 << 21  # of text encoded at once; `tokenizers` takes 25 to 100 times as many of memory
-_INLINE_REASONING = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)
+# Some templates print today's date. A run that goes on the next day has to make the same bytes, so the date is one that
+# never changes: what Llama's own templates print where they are not given one.
+_TODAY = date(2024, 7, 26)
 
 
 class Renderer:
@@ -55,9 +59,9 @@ class Renderer:
         self.reasoning = reasoning
         self._policy = control_tokens
         self.encoder = TextEncoder(tokenizer.backend_tokenizer)
-        self._control = ControlTokens(self.encoder, self.special_ids)
-        self._native_reasoning = any(key in template.text for key in ("reasoning_content", "thinking"))
+        self._control = ControlTokens(self.encoder, control_token_ids(tokenizer, template))
         self._template_arguments: dict[str, Any] = {**tokenizer.special_tokens_map}
+        self._prints_reasoning = self._probe_reasoning()
         self._skeletons = Skeletons(template, self._apply_marked)
         self._labeller = Labeller(self.encoder, frozenset(self.special_ids.values()), tokenizer.bos_token_id)
         self._lead = ""  # what the generation prompt gives of the marked text
@@ -70,10 +74,11 @@ class Renderer:
         plain: list[tuple[int, str, list[Span]]] = []  # (position, text, spans)
         for i, conversation in enumerate(conversations):
             try:
-                if self._policy != "allow" and self._control.spelled_in(conversation):
-                    results[i] = self._render_escaped(conversation)
+                prepared, is_spelled = self._prepare(conversation)
+                if is_spelled:
+                    results[i] = self._render_escaped(prepared)
                 else:
-                    text, spans = self._render_text(conversation)
+                    text, spans = self._render_text(prepared)
                     plain.append((i, text, spans))
             except BadRow as bad:
                 results[i] = bad
@@ -88,26 +93,34 @@ class Renderer:
         texts = []
         for conversation in sample:
             with suppress(BadRow):
-                texts.append(self._render_text(conversation)[0])
+                texts.append(self._render_text(self._prepare(conversation)[0])[0])
         return self.encoder.use_fast(texts)
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs to render: loading transformers' tokenizer takes seconds."""
         return {**self.__dict__, "tokenizer": None}
 
+    def _prepare(self, conversation: Conversation) -> tuple[Conversation, bool]:
+        """The conversation with its thoughts where they belong, and whether a text of it has to be escaped."""
+        if self.reasoning == "strip":
+            conversation = strip(conversation)
+        is_spelled = self._policy != "allow" and self._control.spelled_in(conversation) is not None
+        if is_spelled and CLOSE in self._control:  # that of the thoughts is the model's own, and not quoted
+            conversation = lift(conversation)
+            is_spelled = self._control.spelled_in(conversation) is not None
+        return conversation, is_spelled
+
     def _render_text(self, conversation: Conversation) -> tuple[str, list[Span]]:
         """The text, and the spans of the assistant turns that are trained."""
-        placed = (
-            None if conversation.tools or self.reasoning == "strip" else self._skeletons.render(conversation.messages)
-        )
+        placed = None if conversation.tools else self._skeletons.render(conversation.messages)
         text, spans = placed or self._render_template(conversation)
         return text, [self._without_lead(text, s) for s in self._trained_spans(conversation, spans)]
 
     def _render_template(self, conversation: Conversation) -> tuple[str, list[Span]]:
         messages, tools = self._template_messages(conversation), list(conversation.tools) or None
-        if self.template.has_marks:
-            return self._apply_marked(messages, tools)
-        return self._derive_spans(messages, tools)
+        text, spans = (self._apply_marked if self.template.has_marks else self._derive_spans)(messages, tools)
+        check_complete(messages, conversation.tools, text, spans)
+        return text, spans
 
     def _apply_marked(self, messages: list[dict[str, Any]], tools: list[Any] | None = None) -> tuple[str, list[Span]]:
         text, marked = self._apply(messages, tools, with_spans=True)
@@ -118,12 +131,9 @@ class Renderer:
         messages = conversation.as_dicts()
         for message in messages:
             reasoning = message.get("reasoning_content")
-            if self.reasoning == "strip":
-                message.pop("reasoning_content", None)
-                if message["role"] == "assistant":
-                    message["content"] = _INLINE_REASONING.sub("", message["content"])
-            elif reasoning is not None and not self._native_reasoning:
-                # The form that templates with reasoning of their own use as well.
+            if (
+                reasoning is not None and not self._prints_reasoning
+            ):  # the form that templates with reasoning of their own use as well
                 del message["reasoning_content"]
                 message["content"] = f"<think>\n{reasoning.strip()}\n</think>\n\n{message['content']}"
         return messages
@@ -158,12 +168,14 @@ class Renderer:
     def _apply(
         self, messages: list[dict[str, Any]], tools: list[Any] | None, *, with_spans: bool = False, prompt: bool = False
     ) -> tuple[str, list[Span]]:
-        from transformers.utils.chat_template_utils import render_jinja_template
+        from transformers.utils import chat_template_utils as library
 
         try:
+            compiled = library._compile_jinja_template(self.template.text)  # kept by the library
+            compiled.globals["strftime_now"] = _TODAY.strftime
             if with_spans and not tools and all(m.keys() == _PLAIN_KEYS for m in messages):
-                return self._apply_plain(messages, prompt)
-            rendered: Any = render_jinja_template(
+                return self._apply_plain(compiled, messages, prompt)
+            rendered: Any = library.render_jinja_template(
                 [messages],
                 tools=tools,
                 chat_template=self.template.text,
@@ -176,11 +188,10 @@ class Renderer:
         texts, spans = rendered
         return texts[0], [(start, end) for start, end in spans[0]] if with_spans else []
 
-    def _apply_plain(self, messages: list[dict[str, Any]], prompt: bool) -> tuple[str, list[Span]]:
+    def _apply_plain(self, compiled: Any, messages: list[dict[str, Any]], prompt: bool) -> tuple[str, list[Span]]:
         """What render_jinja_template does with messages of plain text; it looks through and copies each of them."""
         from transformers.utils import chat_template_utils as library
 
-        compiled = library._compile_jinja_template(self.template.text)  # kept by the library
         return library._render_with_assistant_indices(
             compiled, messages, None, None, prompt, **self._template_arguments
         )
@@ -209,6 +220,16 @@ class Renderer:
             raise BadRow("control_token_in_text", f"the text spells the control token {found!r}")
         shielded, restore = self._control.shield(conversation)
         return self._labeller.label(*restore(*self._render_text(shielded)))
+
+    def _probe_reasoning(self) -> bool:
+        """Whether the template prints thoughts, in an answer or beside a call; naming their field is not enough."""
+        question, answer = (m.as_dict() for m in _PROBE)
+        call = {**answer, "content": "", "tool_calls": [ToolCall("look_up", {}).as_dict()]}
+        for turn in (answer, call):
+            with suppress(BadRow):
+                if _THOUGHTS in self._apply([question, {**turn, "reasoning_content": _THOUGHTS}], None)[0]:
+                    return True
+        return False
 
     def _probe_lead(self) -> str:
         """What stands both in the generation prompt and in the marks: the model is given it, so it is not trained.
@@ -248,6 +269,7 @@ class Renderer:
 
 
 _PLAIN_KEYS = {"role", "content"}
+_THOUGHTS = "They greet me."
 _PROBE = (Message("user", "Say hello."), Message("assistant", "Hello."))
 
 

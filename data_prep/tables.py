@@ -88,7 +88,25 @@ def _rows_at_once(num_rows: int, num_bytes: int) -> int:
 
 def _plain(batch: Any) -> list[dict[str, Any]]:
     has_maps = any("map<" in str(kind) for kind in batch.schema.types)
-    return batch.to_pylist(maps_as_pydicts="strict") if has_maps else batch.to_pylist()  # the former is slower
+    rows = batch.to_pylist(maps_as_pydicts="strict") if has_maps else batch.to_pylist()  # the former is slower
+    are_nested = any(kind.num_fields for kind in batch.schema.types)
+    return [without_absent(row) for row in rows] if are_nested else rows
+
+
+def without_absent(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without the nulls inside its columns' structs.
+
+    In a table all structs of a column have the same fields, so one that a row did not have comes back as null: tools
+    and
+    calls would be trained with arguments that nobody gave. A null that was meant cannot be told from it.
+    """
+    return {name: _pruned(value) if isinstance(value, dict | list) else value for name, value in row.items()}
+
+
+def _pruned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _pruned(item) for key, item in value.items() if item is not None}
+    return [_pruned(item) for item in value] if isinstance(value, list) else value
 
 
 def _plain_row(batch: Any) -> dict[str, Any] | BadRow:

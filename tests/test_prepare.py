@@ -364,3 +364,28 @@ def test_without_the_faster_encoder_it_says_why(recipe_file, tmp_path, capsys, m
     monkeypatch.setattr("data_prep.fast_encoder.build", lambda tokenizer: "tiktoken is not installed")
     assert run(recipe_file, tmp_path / "out") == 0
     assert "as the faster encoder cannot be used: tiktoken is not installed" in capsys.readouterr().out
+
+
+TWO_ENDS = (
+    "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' }}{%- generation %}{{- m.content }}"
+    "{%- for c in m.tool_calls or [] %}{{- c.function.name }}{%- endfor %}"
+    "{{- '<pad>' if m.tool_calls else '<|im_end|>' }}{%- endgeneration %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+).replace("{%- generation %}", "{%- if m.role != 'assistant' %}{{- m.content }}{%- else %}{%- generation %}", 1)
+
+
+def test_the_manifest_names_every_id_that_ends_a_trained_turn(tmp_path, tiny_tokenizer):
+    (tmp_path / "two.jinja").write_text(TWO_ENDS.replace("{%- endgeneration %}", "{%- endgeneration %}{%- endif %}"))
+    call = {"role": "assistant", "tool_calls": [{"name": "look_up", "arguments": {}}]}
+    rows = [{"messages": [{"role": "user", "content": f"{i}?"}, call]} for i in range(3)]
+    (tmp_path / "calls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = write_recipe(
+        tmp_path,
+        tokenizer=tiny_tokenizer.name_or_path,
+        chat_template=str(tmp_path / "two.jinja"),
+        sources=[{"name": "calls", "path": str(tmp_path / "calls.jsonl"), "form": "messages"}],
+    )
+    assert prepare.main(["--recipe", str(recipe), "--output", str(tmp_path / "out")]) == 0
+    assert inspect_shards.main([str(tmp_path / "out"), "--rows", "0"]) == 0
+    ends = [tiny_tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<pad>")]
+    assert read_manifest(tmp_path / "out")["end_token_ids"] == ends

@@ -196,12 +196,20 @@ ANSWER = {"role": "assistant", "content": "Hello"}
         ([USER, ANSWER | {"weight": 0.5}], "fractional_weight", "message 1"),
         ([USER, ANSWER | {"reasoning": 3}], "not_text", "expected reasoning as text"),
         ([USER, {"role": "assistant", "content": "\ud800"}], "not_unicode", ""),
+        ([USER, ANSWER | {"tool_calls": [{"name": "\ud83d"}]}], "not_unicode", "character 0"),
+        ([USER, ANSWER | {"tool_calls": [{"name": "f", "arguments": {"a": ["b\ud83d"]}}]}], "not_unicode", "char"),
+        ([USER, ANSWER | {"tool_calls": [{"name": "f", "arguments": {"\ud83d": 1}}]}], "not_unicode", "character 0"),
     ],
 )
 def test_messages_that_cannot_be_used(messages, reason, said):
     found = reason_and_detail("messages", {"messages": messages})
     assert found[0] == reason
     assert said in found[1]
+
+
+def test_tools_that_are_not_unicode_cost_the_row():
+    tools = [{"name": "f", "description": "\ud83d"}]
+    assert reason_and_detail("messages", {"messages": [USER, ANSWER], "tools": tools})[0] == "not_unicode"
 
 
 def test_keys_that_ask_for_nothing_are_passed_over():

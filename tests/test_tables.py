@@ -52,6 +52,17 @@ def test_slices_that_are_read_in_turns_or_given_up_do_not_disturb_each_other(tmp
     assert values(read_all(source, 10)) == ROWS[::-1]
 
 
+@pytest.mark.parametrize("name", ["x.parquet", "x.arrows"])
+def test_fields_that_only_other_rows_have_are_not_there(tmp_path, name):
+    """Arrow gives all structs of a column the same fields; what a row did not have would be trained as null."""
+    rows = [
+        {"tools": [{"name": "f", "parameters": {"city": {"type": "string"}}}], "calls": {"city": "Seoul"}, "x": None},
+        {"tools": [{"name": "g", "parameters": {"a": {"type": "number"}}}], "calls": {"a": 1}, "x": None},
+    ]
+    source = source_of(write_table(tmp_path / name, pa.Table.from_pylist(rows), 2))
+    assert values(read_all(source, 2)) == rows
+
+
 @pytest.mark.parametrize(("name", "batches"), [("x.parquet", 8), ("x.arrows", 8)])
 def test_a_process_decodes_a_file_once(tmp_path, monkeypatch, name, batches):
     source = source_of(write_table(tmp_path / name, pa.Table.from_pylist(ROWS), 50 if name == "x.parquet" else 7))
