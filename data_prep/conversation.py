@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
-from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -71,21 +68,6 @@ class Conversation:
     def text(self) -> str:
         """All contents, one after the other: what statistics and filters look at."""
         return "\n".join(m.content for m in self.messages)
-
-    def content_hash(self) -> int:
-        """64-bit hash of what is said, by whom, and what of it is trained; not of where the row comes from."""
-        if self.tools or any(m.train is not None or m.reasoning is not None or m.tool_calls for m in self.messages):
-            described = [_canonical(m) for m in self.messages] + list(self.tools)
-            canonical = json.dumps(described, ensure_ascii=True, sort_keys=True)
-        else:  # the same text, several times as fast
-            turns = (f"[{_quoted(m.role)}, {_quoted(m.content)}]" for m in self.messages)
-            canonical = f"[{', '.join(turns)}]"
-        return int.from_bytes(hashlib.blake2b(canonical.encode(), digest_size=8).digest(), "little")
-
-
-def _canonical(message: Message) -> list[Any]:
-    more = [message.train, message.reasoning, [[c.name, c.arguments] for c in message.tool_calls]]
-    return [message.role, message.content, *(more if more != [None, None, []] else [])]
 
 
 def validate(conversation: Conversation) -> None:

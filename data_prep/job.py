@@ -21,7 +21,7 @@ from data_prep.sources import check_columns, resolve_form
 from data_prep.tokenize_stage import make_renderer
 
 WORK_DIR = ".work"
-_WORK_FORMAT = 3  # of the parts and the plan: work that another version left is not reused
+_WORK_FORMAT = 4  # of the parts and the plan: work that another version left is not reused
 # What decides the bytes of a part. A part's folder is named by it, so that a changed recipe reuses no part wrongly, and
 # reuses all parts when only the mixture has changed.
 _RECIPE_KEYS = (

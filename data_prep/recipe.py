@@ -16,7 +16,7 @@ from data_prep.near_duplicates import NearDuplicates
 from data_prep.strict_files import read_yaml
 
 Form = Literal["auto", "alpaca", "dolly", "question_answer", "prompt_completion", "messages", "sharegpt"]
-Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
 # The bounds are far above any use, and below what 32 and 64-bit integers and floats hold.
 Count = Annotated[int, Field(gt=0, lt=2**53)]
 Weight = Annotated[float, Field(ge=1e-6, le=1e6)]
@@ -61,7 +61,7 @@ class Source(_Strict):
     placeholders: dict[str, str] = {}  # {{name}} in any text -> what to put there
     system: str | None = None  # a constant system prompt for rows that have none
     first: Count | None = None  # read only the first N rows
-    take: Count | Share | None = None  # of the rows kept: a number, or a share below 1, chosen by the seed
+    take: Annotated[Count, Field(strict=True)] | Share | None = None  # of the rows kept: a number, or a share, 1.0 all
     weight: Weight | None = None  # wanted share of the mixture, relative to the other weights
     max_repeats: Repeats | None = None  # overrides the recipe's
     repeat: Times | None = None  # use the training rows so many times over
