@@ -98,6 +98,20 @@ def open_job(recipe: Recipe, output: Path) -> Job:
     return Job(recipe, output, renderer, identity, parts, recognised)
 
 
+def refuse_changed_input(job: Job) -> None:
+    """Parts are named by the input as it was when the run began.
+
+    Raises:
+        ValueError: it has changed since.
+    """
+    for source in job.recipe.sources:
+        if source_identity(source) != job.identity["inputs"][source.name]:
+            for part in job.parts:
+                if part.slice.source == source.name:
+                    part.file(".json").unlink(missing_ok=True)
+            raise ValueError(f"source {source.name!r}: its input changed while it was read: prepare it again")
+
+
 def already_complete(job: Job) -> dict[str, Any] | None:
     """The manifest if the output directory is complete.
 
@@ -164,6 +178,8 @@ def _resolve(source: Source, slices: list[Slice]) -> Source:
 def _identity(recipe: Recipe, inputs: dict[str, Any], renderer: Renderer) -> dict[str, Any]:
     """Everything that decides the bytes: the recipe, the input files as they are, the tokenizer, the template."""
     tokenizer = {k: v for k, v in fingerprint(renderer.tokenizer).items() if k != "name"}
+    # Templates print the special tokens by their roles, which tokenizer_config.json gives and tokenizer.json does not.
+    tokenizer |= {"special_tokens": renderer.tokenizer.special_tokens_map, "special_ids": renderer.special_ids}
     return {
         "recipe": recipe.model_dump(mode="json"),
         "work_format": _WORK_FORMAT,
