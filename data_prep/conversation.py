@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,13 @@ class Message:
             message["tool_calls"] = [call.as_dict() for call in self.tool_calls]
         return message
 
+    def texts(self) -> list[str]:
+        """All that is said in the turn: the content, the thoughts, and the strings in the calls' arguments."""
+        if self.reasoning is None and not self.tool_calls:
+            return [self.content]
+        thoughts = [self.reasoning] if self.reasoning else []
+        return [self.content, *thoughts, *_strings([call.arguments for call in self.tool_calls])]
+
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
@@ -68,6 +76,14 @@ class Conversation:
     def text(self) -> str:
         """All contents, one after the other: what statistics and filters look at."""
         return "\n".join(m.content for m in self.messages)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
 
 
 def validate(conversation: Conversation) -> None:
