@@ -9,6 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from data_prep.chat_forms import names
 from data_prep.decontamination import evaluation_identity
 from data_prep.filters import filter_identity
 from data_prep.local_copies import use_cache
@@ -17,7 +18,7 @@ from data_prep.readers import Slice, read_slice, slice_source, source_identity
 from data_prep.recipe import Recipe, Source
 from data_prep.rendering import Renderer, fingerprint
 from data_prep.shards import MANIFEST, check_files, read_manifest, to_json, write_atomically
-from data_prep.sources import check_columns, resolve_form
+from data_prep.sources import check_columns, resolve_form, unread_columns
 from data_prep.tokenize_stage import make_renderer
 
 WORK_DIR = ".work"
@@ -171,6 +172,8 @@ def _resolve(source: Source, slices: list[Slice]) -> Source:
     resolved = resolve_form(source, rows)
     if source.form == "auto":
         print(f"source {source.name}: form {resolved.form}, columns {resolved.columns or 'as usual'}")
+        if unread := unread_columns(resolved, rows):
+            print(f"source {source.name}: not read: {names(unread)}; to use a column, state the `form` and `columns`")
     check_columns(resolved, rows)
     return resolved
 

@@ -31,7 +31,7 @@ FORM_COLUMNS: dict[str, dict[str, str]] = {
     "alpaca": {"instruction": "instruction", "input": "input", "output": "output"},
     "dolly": {"instruction": "instruction", "context": "context", "response": "response"},
     "question_answer": {"question": "question", "answer": "answer"},
-    "prompt_completion": {"prompt": "prompt", "completion": "completion"},
+    "prompt_completion": {"prompt": "prompt", "completion": "completion", "tools": "tools"},
     "messages": {"messages": "messages", "tools": "tools"},
     "sharegpt": {"conversations": "conversations", "tools": "tools"},
     "auto": {},
@@ -144,6 +144,10 @@ class Recipe(_Strict):
             raise ValueError(f"sources {weighted} have a `weight`, {missing} have none: give all of them one, or none")
         if self.total_tokens is not None and self.total_epochs is not None:
             raise ValueError("`total_tokens` and `total_epochs` both set the size of the mixture: give one")
+        looked_at = bool(weighted) or any(s.balance for s in self.sources)
+        given = "max_repeats" in self.model_fields_set or any(s.max_repeats is not None for s in self.sources)
+        if given and not looked_at:
+            raise ValueError("`max_repeats` limits weights and `balance` only, and no source has either: leave it out")
         if self.order == "shuffled" and any(s.stage for s in self.sources):
             raise ValueError("a source has a `stage`, which only `order: curriculum` looks at")
         return self

@@ -233,6 +233,7 @@ def test_a_balanced_source_keeps_its_weight():
     [
         (({"weight": 1, "repeat": 2},), {}, "both say how often"),
         (({"stage": 1},), {}, "only `order: curriculum` looks at"),
+        (({},), {"max_repeats": 2}, "limits weights and `balance` only"),
         (({},), {"total_tokens": 5, "total_epochs": 1}, "both set the size"),
     ],
 )

@@ -28,6 +28,7 @@ def rows():
     rows[2] = {"question": "Please read: " + QUESTION, "answer": "The apple."}
     rows[3] = {"question": "How do I reach you?", "answer": "Write to someone@example.com or call 010-1234-5678."}
     rows[4] = {"question": CORPUS[4], "answer": CORPUS[5]}
+    rows[6] = {"question": "Far too long.", "answer": "someone@example.com " * 300}
     rows[5] = {"question": "Is it?", "answer": "No"}
     return rows
 
