@@ -145,7 +145,7 @@ class Recipe(_Strict):
         if self.total_tokens is not None and self.total_epochs is not None:
             raise ValueError("`total_tokens` and `total_epochs` both set the size of the mixture: give one")
         looked_at = bool(weighted) or any(s.balance for s in self.sources)
-        given = "max_repeats" in self.model_fields_set or any(s.max_repeats is not None for s in self.sources)
+        given = self.max_repeats != 1.0 or any(s.max_repeats is not None for s in self.sources)
         if given and not looked_at:
             raise ValueError("`max_repeats` limits weights and `balance` only, and no source has either: leave it out")
         if self.order == "shuffled" and any(s.stage for s in self.sources):
