@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -55,6 +52,13 @@ class Message:
             message["tool_calls"] = [call.as_dict() for call in self.tool_calls]
         return message
 
+    def texts(self) -> list[str]:
+        """All that is said in the turn: the content, the thoughts, and the strings in the calls' arguments."""
+        if self.reasoning is None and not self.tool_calls:
+            return [self.content]
+        thoughts = [self.reasoning] if self.reasoning else []
+        return [self.content, *thoughts, *_strings([call.arguments for call in self.tool_calls], keys=False)]
+
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
@@ -80,34 +84,20 @@ class Conversation:
             if message.reasoning is not None:
                 yield message.reasoning
             for call in message.tool_calls:
-                yield from _nested_strings([call.name, call.arguments])
-        yield from _nested_strings(list(self.tools))
-
-    def content_hash(self) -> int:
-        """64-bit hash of what is said, by whom, and what of it is trained; not of where the row comes from."""
-        if self.tools or any(m.train is not None or m.reasoning is not None or m.tool_calls for m in self.messages):
-            described = [_canonical(m) for m in self.messages] + list(self.tools)
-            canonical = json.dumps(described, ensure_ascii=True, sort_keys=True)
-        else:  # the same text, several times as fast
-            turns = (f"[{_quoted(m.role)}, {_quoted(m.content)}]" for m in self.messages)
-            canonical = f"[{', '.join(turns)}]"
-        return int.from_bytes(hashlib.blake2b(canonical.encode(), digest_size=8).digest(), "little")
+                yield from _strings([call.name, call.arguments], keys=True)
+        yield from _strings(list(self.tools), keys=True)
 
 
-def _canonical(message: Message) -> list[Any]:
-    more = [message.train, message.reasoning, [[c.name, c.arguments] for c in message.tool_calls]]
-    return [message.role, message.content, *(more if more != [None, None, []] else [])]
-
-
-def _nested_strings(value: Any) -> Iterator[str]:
+def _strings(value: Any, *, keys: bool) -> Iterator[str]:
+    """The strings nested in a value; those that name something as well, if `keys`."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _nested_strings([key, item])
     elif isinstance(value, list):
         for item in value:
-            yield from _nested_strings(item)
+            yield from _strings(item, keys=keys)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _strings([key, item] if keys else item, keys=keys)
 
 
 def validate(conversation: Conversation) -> None:

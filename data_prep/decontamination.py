@@ -95,7 +95,7 @@ class EvaluationIndex:
 
     def check(self, conversations: list[Conversation]) -> list[BadRow | None]:
         """For each conversation, why it cannot be used ("contaminated"), or None. System prompts are not looked at."""
-        texts = [[m.content for m in c.messages if m.role != "system"] for c in conversations]
+        texts = [[text for m in c.messages if m.role != "system" for text in m.texts()] for c in conversations]
         found = iter(self.overlaps([text for some in texts for text in some]))
         hits = [[hit for _ in some if (hit := next(found))] for some in texts]
         return [BadRow("contaminated", some[0]) if some else None for some in hits]

@@ -140,11 +140,12 @@ def _check_range(what: str, found: int, low: int | None, high: int | None) -> No
 
 def _check_patterns(conversation: Conversation, options: Filters) -> None:
     for pattern in options.must_match:
-        if not any(_found(pattern, m.content, conversation) for m in conversation.messages):
+        if not any(_found(pattern, text, conversation) for m in conversation.messages for text in m.texts()):
             raise BadRow("filtered_regex", f"no message matches {pattern!r}")
     for pattern in options.must_not_match:
         for position, message in enumerate(conversation.messages):
-            if match := _found(pattern, message.content, conversation):
+            found = (_found(pattern, text, conversation) for text in message.texts())
+            if match := next(filter(None, found), None):
                 raise BadRow(
                     "filtered_regex", f"message {position} ({message.role}) matches {pattern!r}: {match[0][:80]!r}"
                 )

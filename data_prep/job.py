@@ -9,6 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from data_prep.chat_forms import names
 from data_prep.decontamination import evaluation_identity
 from data_prep.filters import filter_identity
 from data_prep.local_copies import use_cache
@@ -17,7 +18,7 @@ from data_prep.readers import Slice, read_slice, slice_source, source_identity
 from data_prep.recipe import Recipe, Source
 from data_prep.rendering import Renderer, fingerprint
 from data_prep.shards import MANIFEST, check_files, read_manifest, to_json, write_atomically
-from data_prep.sources import check_columns, resolve_form
+from data_prep.sources import check_columns, resolve_form, unread_columns
 from data_prep.tokenize_stage import make_renderer
 
 WORK_DIR = ".work"
@@ -98,6 +99,20 @@ def open_job(recipe: Recipe, output: Path) -> Job:
     return Job(recipe, output, renderer, identity, parts, recognised)
 
 
+def refuse_changed_input(job: Job) -> None:
+    """Parts are named by the input as it was when the run began.
+
+    Raises:
+        ValueError: it has changed since.
+    """
+    for source in job.recipe.sources:
+        if source_identity(source) != job.identity["inputs"][source.name]:
+            for part in job.parts:
+                if part.slice.source == source.name:
+                    part.file(".json").unlink(missing_ok=True)
+            raise ValueError(f"source {source.name!r}: its input changed while it was read: prepare it again")
+
+
 def already_complete(job: Job) -> dict[str, Any] | None:
     """The manifest if the output directory is complete.
 
@@ -157,6 +172,8 @@ def _resolve(source: Source, slices: list[Slice]) -> Source:
     resolved = resolve_form(source, rows)
     if source.form == "auto":
         print(f"source {source.name}: form {resolved.form}, columns {resolved.columns or 'as usual'}")
+        if unread := unread_columns(resolved, rows):
+            print(f"source {source.name}: not read: {names(unread)}; to use a column, state the `form` and `columns`")
     check_columns(resolved, rows)
     return resolved
 
@@ -164,6 +181,8 @@ def _resolve(source: Source, slices: list[Slice]) -> Source:
 def _identity(recipe: Recipe, inputs: dict[str, Any], renderer: Renderer) -> dict[str, Any]:
     """Everything that decides the bytes: the recipe, the input files as they are, the tokenizer, the template."""
     tokenizer = {k: v for k, v in fingerprint(renderer.tokenizer).items() if k != "name"}
+    # Templates print the special tokens by their roles, which tokenizer_config.json gives and tokenizer.json does not.
+    tokenizer |= {"special_tokens": renderer.tokenizer.special_tokens_map, "special_ids": renderer.special_ids}
     return {
         "recipe": recipe.model_dump(mode="json"),
         "work_format": _WORK_FORMAT,

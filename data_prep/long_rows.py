@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+import numpy as np
+
 from data_prep.conversation import BadRow, Conversation, Message
 from data_prep.labelling import IGNORE_INDEX, TokenizedExample
 from data_prep.rendering import Renderer
@@ -38,8 +40,7 @@ def fit(conversation: Conversation, example: TokenizedExample, seq_len: int, pol
     if policy == "split":
         pieces = list(_split(conversation, seq_len, renderer))
         if pieces:
-            # Tokens of pieces that are dropped; the repeated system prompts make the pieces longer, never shorter.
-            return Fitted(pieces, max(0, length - sum(int(p.input_ids.size) for p in pieces)), "split")
+            return Fitted([p.example for p in pieces], _lost(conversation, pieces, length, renderer), "split")
     raise BadRow("too_long", f"{length} tokens; seq_len is {seq_len}")
 
 
@@ -55,22 +56,52 @@ def _truncate(example: TokenizedExample, seq_len: int) -> Fitted:
     return Fitted([cut], length - seq_len, "truncated")
 
 
-def _split(conversation: Conversation, seq_len: int, renderer: Renderer) -> Iterator[TokenizedExample]:
-    """As many whole exchanges as fit in each piece, each with the system prompt. What fits nowhere is left out."""
-    system, exchanges = _exchanges(conversation)
-    piece: list[Message] = []
-    best: TokenizedExample | None = None
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    messages: list[Message]  # without the system prompt
+    example: TokenizedExample
+
+
+def _split(conversation: Conversation, seq_len: int, renderer: Renderer) -> Iterator[_Piece]:
+    """As many whole exchanges as fit in each piece, each with the system prompt. What fits nowhere is left out, and so
+    are pieces of which nothing is trained; in others, what is not trained is context."""
+    system, exchanges = _exchanges(_flagged(conversation, renderer.train_on))
+    best: _Piece | None = None
     for exchange in exchanges:
-        longer = _render(conversation, system + piece + exchange, seq_len, renderer)
-        if longer is not None:
-            piece, best = piece + exchange, longer
+        longer = _render(conversation, system, (best.messages if best else []) + exchange, renderer)
+        if longer is not None and longer.example.input_ids.size <= seq_len:
+            best = longer
             continue
-        if best is not None:
+        if best is not None and best.example.num_trained:
             yield best
-        best = _render(conversation, system + exchange, seq_len, renderer)
-        piece = exchange if best is not None else []
-    if best is not None:
+        alone = _render(conversation, system, exchange, renderer) if best is not None else longer
+        best = alone if alone is not None and alone.example.input_ids.size <= seq_len else None
+    if best is not None and best.example.num_trained:
         yield best
+
+
+def _flagged(conversation: Conversation, train_on: str) -> Conversation:
+    """What `train_on: last` trains of the whole row is trained of its pieces, and not the last answer of each."""
+    if train_on != "last":
+        return conversation
+    messages = list(conversation.messages)
+    last = max(i for i, m in enumerate(messages) if m.role == "assistant")
+    return replace(
+        conversation,
+        messages=tuple(
+            replace(m, train=False) if m.role == "assistant" and i < last else m for i, m in enumerate(messages)
+        ),
+    )
+
+
+def _lost(conversation: Conversation, pieces: list[_Piece], length: int, renderer: Renderer) -> int:
+    """Tokens of what is in no piece: by how many the row is shorter without it."""
+    system, exchanges = _exchanges(conversation)
+    kept = [message for piece in pieces for message in piece.messages]
+    if len(kept) == sum(map(len, exchanges)):
+        return 0
+    shorter = _render(conversation, system, kept, renderer)
+    return length if shorter is None else max(0, length - int(shorter.example.input_ids.size))
 
 
 def _exchanges(conversation: Conversation) -> tuple[list[Message], list[list[Message]]]:
@@ -85,8 +116,14 @@ def _exchanges(conversation: Conversation) -> tuple[list[Message], list[list[Mes
 
 
 def _render(
-    conversation: Conversation, messages: list[Message], seq_len: int, renderer: Renderer
-) -> TokenizedExample | None:
-    result = renderer.render([replace(conversation, messages=tuple(messages))])[0]
-    fits = isinstance(result, TokenizedExample) and result.input_ids.size <= seq_len
-    return result if fits and isinstance(result, TokenizedExample) else None
+    conversation: Conversation, system: list[Message], messages: list[Message], renderer: Renderer
+) -> _Piece | None:
+    """The piece, with no label where none of its answers is trained; None if it cannot be rendered."""
+    piece = replace(conversation, messages=tuple(system + messages))
+    result = renderer.render([piece])[0]
+    if isinstance(result, BadRow) and result.reason == "no_trained_tokens":
+        marked = [replace(m, train=True) if m.role == "assistant" else m for m in piece.messages]
+        result = renderer.render([replace(piece, messages=tuple(marked))])[0]
+        if isinstance(result, TokenizedExample):
+            result = TokenizedExample(result.input_ids, np.full_like(result.labels, IGNORE_INDEX))
+    return _Piece(messages, result) if isinstance(result, TokenizedExample) else None

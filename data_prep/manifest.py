@@ -20,7 +20,7 @@ from data_prep.shards import (
     TOKENIZER_DIR,
     sync_directory,
     tokenizer_hashes,
-    write_atomically,
+    written_atomically,
 )
 
 _LIBRARIES = ("packhaul", "tokenizers", "transformers", "pyarrow", "numpy", "rensa")
@@ -82,11 +82,14 @@ def write_dropped(job: Job) -> None:
     """dropped/SOURCE.jsonl: every row that was not used and why, in the order of the rows' parts, duplicates last."""
     directory = job.output / "dropped"
     directory.mkdir(parents=True, exist_ok=True)
-    duplicates = (job.plan_dir / "duplicates.jsonl").read_bytes().splitlines(keepends=True)
     for source in job.recipe.sources:
-        own = [p.file(".dropped").read_bytes() for p in job.parts if p.slice.source == source.name]
-        repeated = [line for line in duplicates if json.loads(line)["source"] == source.name]
-        write_atomically(directory / f"{source.name}.jsonl", b"".join(own + repeated))
+        with written_atomically(directory / f"{source.name}.jsonl") as file:
+            for part in job.parts:
+                if part.slice.source == source.name:
+                    with part.file(".dropped").open("rb") as dropped:
+                        shutil.copyfileobj(dropped, file)
+            with (job.plan_dir / "duplicates.jsonl").open("rb") as duplicates:
+                file.writelines(line for line in duplicates if json.loads(line)["source"] == source.name)
 
 
 def summary_lines(summary: dict[str, Any], seq_len: int) -> Iterator[str]:

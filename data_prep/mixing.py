@@ -1,7 +1,7 @@
 """From all tokenized documents to how often each is used: duplicates out, parts taken, eval split, mixture.
 
 Everything works on flat arrays with one entry per document, in the order of the recipe's sources and of their rows.
-Choices are made by a hash of (seed, content), so they depend neither on the number of workers nor on other sources.
+Choices are made by a hash of (seed, tokens), so they depend neither on the number of workers nor on other sources.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.near_duplicates import Border, cluster_ids
-from data_prep.recipe import Recipe
+from data_prep.near_duplicates import Border, cluster_ids, roots, unite
+from data_prep.recipe import Recipe, Source
 from data_prep.weighting import amounts, assign_copies
 
 TRAIN, EVAL, UNUSED = 0, 1, 2
@@ -24,7 +24,8 @@ class Documents:
 
     length: np.ndarray  # int32, tokens
     trained: np.ndarray  # int32, trained tokens
-    content: np.ndarray  # uint64, content hash
+    content: np.ndarray  # uint64, hash of the ids and labels of the row's documents: rows of the same are duplicates
+    tokens: np.ndarray  # uint64, hash of the document's ids: the eval split tears no two of the same apart
     source: np.ndarray  # int32, index into recipe.sources
     row: np.ndarray  # int64, row in the raw source; a row that was split is several documents, one after the other
     task_type: np.ndarray  # uint8, index into task_types.TASK_TYPES
@@ -48,52 +49,87 @@ class Mixture:
 
 
 def mix(documents: Documents, recipe: Recipe) -> Mixture:
-    """Apply the recipe's `deduplicate`, `take`, `eval_fraction` and weights, in that order."""
-    duplicate_of = find_duplicates(documents) if recipe.deduplicate else np.full(len(documents), -1, np.int64)
-    cluster = _clusters(documents, recipe)
-    is_near = _drop_near_duplicates(documents, recipe, cluster, duplicate_of)
+    """Apply the recipe's `take`, `deduplicate`, `eval_fraction` and weights."""
+    near = None
+    if documents.signature is not None and recipe.near_duplicates is not None:
+        near = cluster_ids(documents.signature, recipe.near_duplicates, documents.border)
     rank = selection_order(documents.content, recipe.seed)
-    split = np.full(len(documents), UNUSED, dtype=np.int8)
-    for index, source in enumerate(recipe.sources):
-        mine = np.flatnonzero((documents.source == index) & (duplicate_of < 0))
-        split[_take(mine, rank, source.take)] = TRAIN
-    _split_eval(documents, recipe, cluster, split)
+    split, duplicate_of, is_near = _choose(documents, recipe, near, rank)
+    _split_eval(documents, recipe, _clusters(documents, near), split)
     copies, notes = assign_copies(documents, recipe, rank, split == TRAIN)
     copies[split == EVAL] = 1
     split[copies == 0] = UNUSED
-    return Mixture(split, copies, duplicate_of, is_near, _shares(documents, recipe, split, copies), notes)
+    shares = _shares(documents, recipe, split, copies)
+    return Mixture(split, copies, duplicate_of, is_near, shares, notes + _empty_splits(recipe, shares))
 
 
-def find_duplicates(documents: Documents) -> np.ndarray:
-    """(documents,) int64: the first document with the same content, or -1 if it is of the same row."""
-    _, first, inverse = np.unique(documents.content, return_index=True, return_inverse=True)
-    original = first[inverse]
-    own = (documents.row[original] == documents.row) & (documents.source[original] == documents.source)
-    return np.where(own, -1, original)
+def _choose(
+    documents: Documents, recipe: Recipe, near: np.ndarray | None, rank: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Source by source: what repeats a document that an earlier source uses, or an earlier one of the same, is out; of
+    the rest, `take` chooses.
 
-
-def _clusters(documents: Documents, recipe: Recipe) -> np.ndarray:
-    """(documents,) uint64: one key for all documents that may not be torn apart by the eval split."""
-    if documents.signature is None or recipe.near_duplicates is None:
-        return documents.content
-    # Equal contents have equal signatures, so the clusters hold exact duplicates too.
-    return documents.content[cluster_ids(documents.signature, recipe.near_duplicates, documents.border)]
-
-
-def _drop_near_duplicates(
-    documents: Documents, recipe: Recipe, cluster: np.ndarray, duplicate_of: np.ndarray
-) -> np.ndarray:
-    """Mark the near duplicates among those that are left in `duplicate_of`; (documents,) bool: which they are."""
+    Returns:
+        (documents,) split (TRAIN or UNUSED), duplicate_of, is_near.
+    """
+    split = np.full(len(documents), UNUSED, dtype=np.int8)
+    duplicate_of = np.full(len(documents), -1, dtype=np.int64)
     is_near = np.zeros(len(documents), dtype=bool)
-    if recipe.near_duplicates is None or not recipe.near_duplicates.drop:
-        return is_near
-    left = np.flatnonzero(duplicate_of < 0)
-    _, first, inverse = np.unique(cluster[left], return_index=True, return_inverse=True)
-    original = left[first[inverse]]
-    own = (documents.row[original] == documents.row[left]) & (documents.source[original] == documents.source[left])
-    is_near[left[~own]] = True
-    duplicate_of[left[~own]] = original[~own]
-    return is_near
+    keys = [_Firsts(np.unique(documents.content, return_inverse=True)[1], False)] if recipe.deduplicate else []
+    if near is not None and recipe.near_duplicates is not None and recipe.near_duplicates.drop:
+        keys.append(_Firsts(near, True))
+    for index, source in enumerate(recipe.sources):
+        mine = np.flatnonzero(documents.source == index)
+        for key in keys:
+            original = key.of(mine)
+            own = (documents.row[original] == documents.row[mine]) & (documents.source[original] == index)
+            duplicate_of[mine[~own]] = original[~own]
+            is_near[mine[~own]] = key.is_near
+            mine = mine[own]
+        taken = _take(mine, documents, rank, source.take)
+        split[taken] = TRAIN
+        for key in keys:
+            key.use(taken)
+    return split, duplicate_of, is_near
+
+
+class _Firsts:
+    """The first document of each key among those in use."""
+
+    def __init__(self, key: np.ndarray, is_near: bool):
+        """`key`: (documents,) integers below the number of documents."""
+        self.is_near = is_near
+        self._key = key
+        self._used = np.full(key.size, -1, dtype=np.int64)
+
+    def of(self, mine: np.ndarray) -> np.ndarray:
+        """For each of these documents, the one in use with its key, else the first of these."""
+        key = self._key[mine]
+        first = self._used[key]
+        unused = np.flatnonzero(first < 0)
+        _, place, inverse = np.unique(key[unused], return_index=True, return_inverse=True)
+        first[unused] = mine[unused[place[inverse]]]
+        return first
+
+    def use(self, taken: np.ndarray) -> None:
+        """These documents are used; they come after those that are already."""
+        new = taken[self._used[self._key[taken]] < 0]
+        self._used[self._key[new[::-1]]] = new[::-1]  # of equal keys, the first stays
+
+
+def _clusters(documents: Documents, near: np.ndarray | None) -> np.ndarray:
+    """(documents,) uint64: one key for all documents that may not be torn apart by the eval split: those of the same
+    tokens, of near duplicates, and of one row."""
+    numbers = np.arange(len(documents))
+    same_row = 1 + np.flatnonzero((np.diff(documents.row) == 0) & (np.diff(documents.source) == 0))
+    if near is None and not same_row.size:
+        return documents.tokens
+    _, first, inverse = np.unique(documents.tokens, return_index=True, return_inverse=True)
+    clusters = first[inverse]
+    unite(clusters, same_row - 1, same_row)
+    if near is not None:
+        unite(clusters, near, numbers)
+    return documents.tokens[roots(clusters, numbers)]
 
 
 def selection_order(content: np.ndarray, seed: int) -> np.ndarray:
@@ -105,29 +141,44 @@ def selection_order(content: np.ndarray, seed: int) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _take(mine: np.ndarray, rank: np.ndarray, take: int | float | None) -> np.ndarray:
-    if take is None:
+def _take(mine: np.ndarray, documents: Documents, rank: np.ndarray, take: int | float | None) -> np.ndarray:
+    """The documents of so many rows, in ascending order."""
+    if take is None or not mine.size:
         return mine
-    number = take if isinstance(take, int) else round(take * mine.size)
-    return mine[np.argsort(rank[mine], kind="stable")[:number]]
+    by_rank = mine[np.argsort(rank[mine], kind="stable")]  # a row's documents have one rank, and stay together
+    rows = np.cumsum(np.diff(documents.row[by_rank], prepend=-1) != 0)
+    return np.sort(by_rank[rows <= (take if isinstance(take, int) else round(take * int(rows[-1])))])
 
 
 def _split_eval(documents: Documents, recipe: Recipe, cluster: np.ndarray, split: np.ndarray) -> None:
     """The documents with the smallest keys of each source go to eval, and so does whatever is in their clusters."""
     rank = selection_order(cluster, recipe.seed)
     held_out = np.zeros(len(documents), dtype=bool)
-    seen_earlier = np.zeros(len(documents), dtype=bool)
-    if (split == TRAIN).sum() > np.unique(cluster[split == TRAIN]).size:  # a cluster belongs to its first document
-        _, first = np.unique(cluster, return_index=True)
-        seen_earlier[:] = True
-        seen_earlier[first] = False
+    used = np.flatnonzero(split == TRAIN)
+    is_first = np.zeros(len(documents), dtype=bool)  # a cluster belongs to the first of its documents that is used
+    is_first[used[np.unique(cluster[used], return_index=True)[1]]] = True
     for index, source in enumerate(recipe.sources):
-        fraction = recipe.eval_fraction if source.eval_fraction is None else source.eval_fraction
-        mine = np.flatnonzero((documents.source == index) & (split == TRAIN) & ~seen_earlier)
-        number = round(fraction * mine.size)
+        mine = np.flatnonzero((documents.source == index) & is_first)
+        number = round(_eval_fraction(source, recipe) * mine.size)
         held_out[mine[np.argsort(rank[mine], kind="stable")[:number]]] = True
     in_eval = np.isin(cluster, cluster[held_out])
     split[in_eval & (split == TRAIN)] = EVAL
+
+
+def _eval_fraction(source: Source, recipe: Recipe) -> float:
+    return recipe.eval_fraction if source.eval_fraction is None else source.eval_fraction
+
+
+def _empty_splits(recipe: Recipe, shares: list[dict[str, Any]]) -> list[str]:
+    """What a table of numbers hides: sources that one of the splits lacks."""
+    notes = []
+    for source, share in zip(recipe.sources, shares, strict=True):
+        fraction = _eval_fraction(source, recipe)
+        if fraction and not share["eval_documents"]:
+            notes.append(f"source {source.name}: no document is in eval: eval_fraction {fraction:g} of its own is none")
+        if not share["train_uses"]:
+            notes.append(f"source {source.name}: no document is trained on")
+    return notes
 
 
 def _shares(documents: Documents, recipe: Recipe, split: np.ndarray, copies: np.ndarray) -> list[dict[str, Any]]:

@@ -111,11 +111,11 @@ def cluster_ids(signatures: np.ndarray, options: NearDuplicates, border: Border 
     border = border or Border(np.zeros(0, dtype=np.int64), signatures[:0])
     rows, first, row_of = _distinct(np.concatenate([signatures, border.signatures]).astype(np.uint8, copy=False))
     clusters = np.arange(rows.shape[0])
-    _unite(clusters, row_of[border.of], row_of[size:])
+    unite(clusters, row_of[border.of], row_of[size:])
     for columns in _bands(options.threshold, options.num_perm):
         _join_similar(rows, columns, options.threshold, clusters, first >= size)
     # Distinct rows are numbered by their first document, so the smallest number is the first document's.
-    return first[_roots(clusters, row_of[:size])]
+    return first[roots(clusters, row_of[:size])]
 
 
 def _distinct(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -164,26 +164,27 @@ def _join(
     clusters: np.ndarray,
     is_second: np.ndarray,
 ) -> None:
-    apart = (_roots(clusters, left) != _roots(clusters, right)) & ~(is_second[left] & is_second[right])
+    apart = (roots(clusters, left) != roots(clusters, right)) & ~(is_second[left] & is_second[right])
     left, right = left[apart], right[apart]
     wanted = rows.shape[1] * (threshold + (1 - threshold) * _CHANCE) - 1e-9
     similar = np.zeros(left.size, dtype=bool)
     for start in range(0, left.size, _PAIRS_PER_CALL):
         part = slice(start, start + _PAIRS_PER_CALL)
         similar[part] = np.count_nonzero(rows[left[part]] == rows[right[part]], axis=1) >= wanted
-    _unite(clusters, left[similar], right[similar])
+    unite(clusters, left[similar], right[similar])
 
 
-def _unite(clusters: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
+def unite(clusters: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
     """Union-find on arrays: the larger root of a pair points to the smaller one, until all pairs share a root."""
     while left.size:
-        left, right = _roots(clusters, left), _roots(clusters, right)
+        left, right = roots(clusters, left), roots(clusters, right)
         apart = left != right
         left, right = left[apart], right[apart]
         np.minimum.at(clusters, np.maximum(left, right), np.minimum(left, right))
 
 
-def _roots(clusters: np.ndarray, members: np.ndarray) -> np.ndarray:
+def roots(clusters: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """The root of each member: the smallest of its cluster."""
     roots = clusters[members]
     while (above := clusters[roots]).tobytes() != roots.tobytes():
         roots = above

@@ -12,7 +12,7 @@ import numpy as np
 from data_prep.parts import Part
 from data_prep.plan_stage import PLACE_COLUMNS
 from data_prep.recipe import Recipe
-from data_prep.shards import to_json, write_atomically, write_shard
+from data_prep.shards import SPLITS, to_json, write_atomically, write_shard
 
 _PART, _POSITION, _SOURCE, _LENGTH = range(PLACE_COLUMNS)
 _TOKENS_PER_GROUP = 1 << 24  # gathered at once: 128 MiB of ids and labels, and one row
@@ -48,6 +48,27 @@ def shard_tasks(summary: dict[str, Any], recipe: Recipe) -> list[ShardTask]:
         for index, first in enumerate(range(0, counts["rows"], recipe.rows_per_shard)):
             tasks.append(ShardTask(split, index, first, min(first + recipe.rows_per_shard, counts["rows"])))
     return tasks
+
+
+def drop_other_markers(work: Path) -> None:
+    """Other plans in the same output directory write the same files: from now on their markers would lie.
+
+    Args:
+        work: this plan's folder, beside those of the others.
+    """
+    for split in SPLITS:
+        for marker in work.parent.glob(f"plan-*/{split}-[0-9]*.json"):
+            if marker.parent != work:
+                marker.unlink(missing_ok=True)  # another task of the job array may have been first
+
+
+def remove_unlisted(tasks: list[ShardTask], output: Path) -> None:
+    """Shards that a plan given up has left, and this one has not written over."""
+    listed = {output / task.file for task in tasks}
+    for split in SPLITS:
+        for path in (output / split).glob("[0-9]*.arrow"):
+            if path not in listed:
+                path.unlink()
 
 
 def write_task(task: ShardTask, where: tuple[list[Part], Path, Path]) -> None:

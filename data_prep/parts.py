@@ -1,7 +1,7 @@
 """One slice's results in the work folder, the marker last; a rerun skips the parts whose marker exists.
 
 SOURCE-00000.arrow      input_ids, labels: one row per document
-SOURCE-00000.npz        per document: row (int64, in the raw source), length, trained (int32), content (uint64),
+SOURCE-00000.npz        per document: row (int64, in the raw source), length, trained (int32), content, tokens (uint64),
                         task_type, language (uint8), and if asked for signature (bytes); for some of the documents
                         a second one: border (bytes), border_of (int64, which of the part's documents)
 SOURCE-00000.dropped    JSON lines: the rows that cannot be used, with reason and place
@@ -10,6 +10,7 @@ SOURCE-00000.json       counts; its existence means complete
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections import Counter
@@ -58,6 +59,7 @@ class PartWriter:
     are_cut: list[bool] = field(default_factory=list)  # whether the document lacks the end of its last turn
     rows: list[int] = field(default_factory=list)
     contents: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     task_types: list[int] = field(default_factory=list)
     languages: list[int] = field(default_factory=list)
     near_duplicates: NearDuplicates | None = None  # options of the signatures, if any are wanted
@@ -70,13 +72,14 @@ class PartWriter:
 
     def keep(self, raw: RawRow, conversation: Conversation, fitted: Fitted) -> None:
         """Take a row's documents. They share the row's content hash: what is done to one is done to all."""
-        content, task_type = conversation.content_hash(), task_types.classify(conversation)
+        content, task_type = content_hash(fitted.examples), task_types.classify(conversation)
         language = languages.detect_conversation(conversation)
         for example in fitted.examples:
             self.examples.append(example)
             self.are_cut.append(fitted.how == "truncated")
             self.rows.append(raw.number)
             self.contents.append(content)
+            self.tokens.append(_hash(example.input_ids))
             self.task_types.append(task_type)
             self.languages.append(language)
             if self.near_duplicates:
@@ -103,6 +106,7 @@ class PartWriter:
             "length": np.array([e.input_ids.size for e in self.examples], dtype=np.int32),
             "trained": _num_trained(self.examples),
             "content": np.array(self.contents, dtype=np.uint64),
+            "tokens": np.array(self.tokens, dtype=np.uint64),
             "task_type": np.array(self.task_types, dtype=np.uint8),
             "language": np.array(self.languages, dtype=np.uint8),
         }
@@ -133,6 +137,19 @@ class PartWriter:
             "encoder": self.encoder,
             "end_token_ids": _end_token_ids(self.examples, self.are_cut),
         }
+
+
+def content_hash(examples: list[TokenizedExample]) -> int:
+    """64-bit hash of what a row trains: ids and labels. Of its raw text it would differ by flags, thoughts or white
+    space that the rendering leaves out, and two rows of the same tokens would not be known as one."""
+    return _hash(*(array for e in examples for array in (e.input_ids, e.labels)))
+
+
+def _hash(*arrays: np.ndarray) -> int:
+    state = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        state.update(array.size.to_bytes(4, "little") + array.tobytes())
+    return int.from_bytes(state.digest(), "little")
 
 
 def _num_trained(examples: list[TokenizedExample]) -> np.ndarray:

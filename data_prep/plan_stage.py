@@ -18,7 +18,7 @@ from data_prep.parts import Part
 from data_prep.recipe import Recipe
 from data_prep.shards import SPLITS, to_json, write_atomically
 
-_INDEXED = ("length", "trained", "content", "row", "task_type")  # what the parts hold per document
+_INDEXED = ("length", "trained", "content", "tokens", "row", "task_type")  # what the parts hold per document
 _SPLIT_CODES = {"train": TRAIN, "eval": EVAL}
 
 
@@ -52,6 +52,7 @@ def load_documents(parts: list[Part], recipe: Recipe) -> tuple[Documents, np.nda
         flat["length"],
         flat["trained"],
         flat["content"],
+        flat["tokens"],
         flat["source"],
         flat["row"],
         flat["task_type"],

@@ -117,6 +117,7 @@ def prepare(
 
 
 def _tokenize(job: Job, num_workers: int, task: tuple[int, int], encoder: str) -> None:
+    from data_prep.job import refuse_changed_input
     from data_prep.tokenize_stage import tokenize_part
 
     mine = job.parts[task[0] :: task[1]]
@@ -126,6 +127,8 @@ def _tokenize(job: Job, num_workers: int, task: tuple[int, int], encoder: str) -
     if todo and encoder == "auto":
         _use_fast_encoder(job)
     run_all(tokenize_part, todo, num_workers, "tokenize", shared=(job.recipe, job.renderer))
+    if todo:
+        refuse_changed_input(job)
 
 
 def _use_fast_encoder(job: Job) -> None:
@@ -152,8 +155,9 @@ def _plan(job: Job) -> None:
 
 
 def _pack(job: Job, num_workers: int, task: tuple[int, int]) -> None:
-    from data_prep.pack_stage import shard_tasks, write_task
+    from data_prep.pack_stage import drop_other_markers, shard_tasks, write_task
 
+    drop_other_markers(job.plan_dir)
     tasks = shard_tasks(_planned(job), job.recipe)[task[0] :: task[1]]
     todo = [t for t in tasks if not t.is_complete(job.plan_dir, job.output)]
     run_all(write_task, todo, num_workers, "pack", shared=(job.parts, job.plan_dir, job.output))
@@ -162,7 +166,7 @@ def _pack(job: Job, num_workers: int, task: tuple[int, int]) -> None:
 def _finish(job: Job, keep_work: bool, started: float) -> dict[str, Any]:
     """What is left when all shards are there: the lists of dropped rows, the report, and the manifest, last."""
     from data_prep.manifest import build_manifest, write_dropped
-    from data_prep.pack_stage import shard_tasks
+    from data_prep.pack_stage import remove_unlisted, shard_tasks
     from data_prep.report import load_report_data, write_report
     from data_prep.shards import write_manifest
 
@@ -174,6 +178,7 @@ def _finish(job: Job, keep_work: bool, started: float) -> dict[str, Any]:
         )
     for leftover in (*job.output.glob(".*.*.tmp"), *job.output.glob("*/.*.tmp")):  # of writes that were killed
         leftover.unlink()
+    remove_unlisted(tasks, job.output)
     write_dropped(job)
     manifest = build_manifest(job, tasks)
     data = load_report_data([part.file(".npz") for part in job.parts], job.plan_dir / "plan.npz")

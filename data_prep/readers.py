@@ -7,6 +7,7 @@ compressed and otherwise encoded files are read from a plain copy (local_copies)
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,8 +126,7 @@ def _slice_file(
     if local.remark:
         remarks.setdefault(local.encoding, []).append(f"{file}: {local.remark}")
     if local.format in TABLE_FORMATS:
-        num_rows = count_rows(local.path, local.format)
-        format, pieces = local.format, _row_ranges(min(num_rows, wanted or num_rows), rows_per_slice)
+        format, pieces = local.format, list(_row_ranges(count_rows(local.path, local.format), rows_per_slice, wanted))
     else:
         with local.path.open("rb") as opened:
             format, found = _find_rows(source, opened, local.format)
@@ -142,9 +142,25 @@ def _slice_file(
 Piece = tuple[int, int, int, int]  # start, end, rows, first line or number
 
 
-def _row_ranges(num_rows: int, rows_per_slice: int) -> list[Piece]:
-    ends = ((start, min(start + rows_per_slice, num_rows)) for start in range(0, num_rows, rows_per_slice))
-    return [(start, end, end - start, start) for start, end in ends]
+def _row_ranges(counts: list[tuple[int, int]], rows_per_slice: int, wanted: int | None) -> Iterator[Piece]:
+    """Ranges of rows, which end earlier where the rows are long, as in `_grouped`.
+
+    Args:
+        counts: (rows, bytes) of what comes one after the other, each of rows that are about equally long.
+        wanted: the first so many rows; None: all.
+    """
+    start, row, size, end = 0, 0, 0.0, sum(rows for rows, _ in counts)
+    end = end if wanted is None else min(end, wanted)
+    for rows, num_bytes in counts:
+        stop = min(row + rows, end)
+        while row < stop:
+            per_row = num_bytes / rows
+            room = math.ceil((_SLICE_BYTES - size) / per_row) if per_row else rows
+            step = min(stop - row, start + rows_per_slice - row, max(1, room))
+            row, size = row + step, size + step * per_row
+            if row == end or row - start == rows_per_slice or size >= _SLICE_BYTES:
+                yield start, row, row - start, start
+                start, size = row, 0.0
 
 
 def _grouped(found: Iterator[Span], rows_per_slice: int) -> Iterator[Piece]:
@@ -255,8 +271,9 @@ def _report(source: Source, remarks: dict[str, list[str]]) -> None:
 def _slice_hub(source: Source, rows_per_slice: int) -> list[Slice]:
     if source.format != "auto" or source.encoding:
         raise ValueError(f"source {source.name!r}: `format` and `encoding` belong to files, not to a hub data set")
-    num_rows = len(_hub_dataset(source))
-    pieces = enumerate(_row_ranges(min(num_rows, source.first or num_rows), rows_per_slice))
+    dataset = _hub_dataset(source)
+    counts = [(len(dataset), dataset.data.nbytes)]
+    pieces = enumerate(_row_ranges(counts, rows_per_slice, source.first))
     return [Slice(source.name, index, None, start, end, start, n, start) for index, (start, end, n, _) in pieces]
 
 

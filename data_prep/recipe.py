@@ -16,7 +16,7 @@ from data_prep.near_duplicates import NearDuplicates
 from data_prep.strict_files import read_yaml
 
 Form = Literal["auto", "alpaca", "dolly", "question_answer", "prompt_completion", "messages", "sharegpt"]
-Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
 # The bounds are far above any use, and below what 32 and 64-bit integers and floats hold.
 Count = Annotated[int, Field(gt=0, lt=2**53)]
 Weight = Annotated[float, Field(ge=1e-6, le=1e6)]
@@ -31,7 +31,7 @@ FORM_COLUMNS: dict[str, dict[str, str]] = {
     "alpaca": {"instruction": "instruction", "input": "input", "output": "output"},
     "dolly": {"instruction": "instruction", "context": "context", "response": "response"},
     "question_answer": {"question": "question", "answer": "answer"},
-    "prompt_completion": {"prompt": "prompt", "completion": "completion"},
+    "prompt_completion": {"prompt": "prompt", "completion": "completion", "tools": "tools"},
     "messages": {"messages": "messages", "tools": "tools"},
     "sharegpt": {"conversations": "conversations", "tools": "tools"},
     "auto": {},
@@ -61,7 +61,7 @@ class Source(_Strict):
     placeholders: dict[str, str] = {}  # {{name}} in any text -> what to put there
     system: str | None = None  # a constant system prompt for rows that have none
     first: Count | None = None  # read only the first N rows
-    take: Count | Share | None = None  # of the rows kept: a number, or a share below 1, chosen by the seed
+    take: Annotated[Count, Field(strict=True)] | Share | None = None  # of the rows kept: a number, or a share, 1.0 all
     weight: Weight | None = None  # wanted share of the mixture, relative to the other weights
     max_repeats: Repeats | None = None  # overrides the recipe's
     repeat: Times | None = None  # use the training rows so many times over
@@ -144,6 +144,10 @@ class Recipe(_Strict):
             raise ValueError(f"sources {weighted} have a `weight`, {missing} have none: give all of them one, or none")
         if self.total_tokens is not None and self.total_epochs is not None:
             raise ValueError("`total_tokens` and `total_epochs` both set the size of the mixture: give one")
+        looked_at = bool(weighted) or any(s.balance for s in self.sources)
+        given = self.max_repeats != 1.0 or any(s.max_repeats is not None for s in self.sources)
+        if given and not looked_at:
+            raise ValueError("`max_repeats` limits weights and `balance` only, and no source has either: leave it out")
         if self.order == "shuffled" and any(s.stage for s in self.sources):
             raise ValueError("a source has a `stage`, which only `order: curriculum` looks at")
         return self

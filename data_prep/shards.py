@@ -39,12 +39,13 @@ ROWS_PER_BATCH = 256  # rows of one Arrow record batch: what a reader maps at on
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write under a temporary name, flush to disk, rename: a reader finds the whole file or none."""
-    with _written_atomically(path) as file:
+    with written_atomically(path) as file:
         file.write(data)
 
 
 @contextmanager
-def _written_atomically(path: Path) -> Iterator[BinaryIO]:
+def written_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which has its name once it is whole."""
     # The tasks of a job array may write the same file from several nodes, where process numbers repeat.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
@@ -83,7 +84,7 @@ def write_shard(path: Path, rows: Iterable[dict[str, np.ndarray]]) -> dict[str, 
     schema = pa.schema([(name, pa.list_(pa.int32())) for name in COLUMNS])
     path.parent.mkdir(parents=True, exist_ok=True)
     count, tokens, largest, left = 0, 0, 0, iter(rows)
-    with _written_atomically(path) as file:
+    with written_atomically(path) as file:
         hashed = _HashedFile(file)
         with pa.ipc.new_stream(hashed, schema) as writer:
             while batch := list(islice(left, ROWS_PER_BATCH)):

@@ -24,6 +24,10 @@ _AUTO: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
     ("prompt_completion", {"prompt": ("prompt",), "completion": ("completion", "response", "chosen")}),
     ("question_answer", {"question": ("question", "Question", "Q", "query"), "answer": ("answer", "Answer", "A")}),
 )
+# Columns that `auto` takes as well where a row has them, by the form's name for them.
+_AUTO_OPTIONAL = {"tools": ("tools", "functions")}
+# Columns that belong to the prompt: without them, the answers that are trained would hang in the air.
+_CONTEXT = ("context", "input", "history", "system", "system_prompt", "tools", "functions")
 
 
 def to_conversation(source: Source, row: RawRow, *, input_separator: str = "\n\n") -> Conversation:
@@ -39,6 +43,8 @@ def to_conversation(source: Source, row: RawRow, *, input_separator: str = "\n\n
     if isinstance(row.value, BadRow):
         raise row.value
     turns = _turns(source, row.value, input_separator)
+    if turns and turns[0].role == "system" and not turns[0].content.strip():
+        del turns[0]  # no system prompt, as some data sets write it
     system = _system(source, row.value)
     if system is not None and not (turns and turns[0].role == "system"):
         turns.insert(0, Message("system", system))
@@ -65,13 +71,16 @@ def check_columns(source: Source, rows: Sequence[RawRow]) -> None:
         column = source.column(key)
         if column not in found and (key in required or _nearest(column, found)):
             raise ValueError(_explain_missing(source, key, found, rows))
+        if column not in found:
+            print(f"source {source.name}: none of its first {len(rows)} rows has column {column!r}, given for {key}")
 
 
 def resolve_form(source: Source, rows: Sequence[RawRow]) -> Source:
     """The source with its form, recognised by the columns of its first rows where the recipe says `auto`.
 
     Raises:
-        ValueError: no row is a JSON object, or no form fits the columns found.
+        ValueError: no row is a JSON object, no form fits the columns found, or the form reads no column that another
+            part of the prompt is in.
     """
     if source.form != "auto" or not rows:
         return source
@@ -80,12 +89,37 @@ def resolve_form(source: Source, rows: Sequence[RawRow]) -> Source:
     for form, wanted in _AUTO:
         columns = {key: next((c for c in usual if c in found), None) for key, usual in wanted.items()}
         if None not in columns.values():
+            for key in FORM_COLUMNS[form].keys() & _AUTO_OPTIONAL.keys():
+                columns[key] = next((c for c in _AUTO_OPTIONAL[key] if c in found), None)
             mapped = {key: c for key, c in columns.items() if c and c != FORM_COLUMNS[form][key]}
-            return source.model_copy(update={"form": form, "columns": mapped})
+            resolved = source.model_copy(update={"form": form, "columns": mapped})
+            _refuse_unread_context(resolved, rows)
+            return resolved
     raise ValueError(
         f"source {source.name!r}, from {rows[0].where} on: form auto fits none of the columns found: {names(found)}. "
         f"Say which `form` it is ({', '.join(form for form in FORM_COLUMNS if form != 'auto')}) and map its `columns`"
     )
+
+
+def unread_columns(source: Source, rows: Sequence[RawRow]) -> list[str]:
+    """Columns that hold texts or lists in some row and that the source's form does not read."""
+    read = {source.column(key) for key in (*FORM_COLUMNS[source.form], *source.columns)}
+    values = [(name, cell) for row in rows if isinstance(row.value, dict) for name, cell in row.value.items()]
+    filled = (
+        name for name, cell in values if (cell.strip() if isinstance(cell, str) else isinstance(cell, list) and cell)
+    )
+    return [name for name in dict.fromkeys(filled) if name not in read]
+
+
+def _refuse_unread_context(source: Source, rows: Sequence[RawRow]) -> None:
+    context = [name for name in unread_columns(source, rows) if name.lower() in _CONTEXT]
+    if context:
+        raise ValueError(
+            f"source {source.name!r}, from {rows[0].where} on: form auto takes this as {source.form}, which does not "
+            f"read the columns {names(context)}, and the answers may depend on them. State the `form`, map `columns`: "
+            "{system: COLUMN}, or the input of alpaca, the context of dolly; with a stated form, columns that it does "
+            "not name are left out"
+        )
 
 
 def _refuse_unreadable(source: Source, rows: Sequence[RawRow]) -> None:
@@ -138,7 +172,15 @@ def _prompt_completion(source: Source, row: Row) -> list[Message]:
     """Two strings, or two lists of messages, of which the second continues the first; only the second is trained."""
     prompt = _text_or_messages(source, row, "prompt", "user", "empty_input")
     untrained = [replace(m, train=False) if m.role == "assistant" else m for m in prompt]
-    return untrained + _text_or_messages(source, row, "completion", "assistant", "empty_output")
+    completion = _text_or_messages(source, row, "completion", "assistant", "empty_output")
+    if completion and completion[0].role in ("system", "user"):
+        raise BadRow(
+            "not_a_completion",
+            f"column {source.column('completion')!r} starts with a {completion[0].role} message: expected what follows "
+            "the prompt. If it holds the whole conversation: `form: messages`, `columns: {messages: "
+            f"{source.column('completion')}}}`",
+        )
+    return untrained + completion
 
 
 def _text_or_messages(source: Source, row: Row, key: str, role: str, empty: str) -> list[Message]:

@@ -27,15 +27,20 @@ _ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream; without it, rows may be
 Batches = Iterator[tuple[int, Any]]  # (number of the first row, pyarrow.RecordBatch)
 
 
-def count_rows(path: Path, format: str) -> int:
-    """Rows of the file.
+def count_rows(path: Path, format: str) -> list[tuple[int, int]]:
+    """(rows, bytes) of each of the file's row groups or record batches.
 
     Raises:
         ValueError: it is damaged, or has two columns of the same name.
     """
     with _damage_is_value_error():
         if format == "parquet":
-            return _parquet(path).metadata.num_rows
+            metadata = _parquet(path).metadata
+            groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+            counts = [(group.num_rows, group.total_byte_size) for group in groups]
+            if any(rows < 0 for rows, _ in counts) or sum(rows for rows, _ in counts) != metadata.num_rows:
+                raise ValueError("its row groups do not add up to its rows")
+            return counts
         return _count_arrow_rows(path)
 
 
@@ -178,18 +183,18 @@ def _parquet_batches(file: Any, first_group: int, row: int) -> Batches:
 # Arrow: the stream and the file form.
 
 
-def _count_arrow_rows(path: Path) -> int:
+def _count_arrow_rows(path: Path) -> list[tuple[int, int]]:
     """Maps the file, so that only what is looked at is read, and lets go of it again batch by batch."""
     import pyarrow as pa
 
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    count = 0
+    counts = []
     for number, batch in enumerate(_record_batches(pa.BufferReader(pa.py_buffer(mapped)))):
         _check_batch(number, batch)
-        count += batch.num_rows
+        counts.append((batch.num_rows, batch.nbytes))
         mapped.madvise(mmap.MADV_DONTNEED)
-    return count
+    return counts
 
 
 def _arrow_batches(path: Path) -> Batches:

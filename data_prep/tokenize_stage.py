@@ -59,19 +59,23 @@ def tokenize_part(part: Part, how: tuple[Recipe, Renderer]) -> None:
     source = next(s for s in recipe.sources if s.name == part.slice.source)
     rows = read_slice(source, part.slice)
     while batch := list(islice(rows, ROWS_PER_CALL)):
-        for raw, conversation, result in _render(batch, source, recipe, renderer, writer):
+        for raw, conversation, result, is_masked in _render(batch, source, recipe, renderer):
+            before = writer.kept
             _take(raw, conversation, result, source, recipe, renderer, writer)
+            if is_masked and writer.kept > before:
+                writer.changed["masked"] += 1
     writer.write(part)
 
 
 def _render(
-    batch: list[RawRow], source: Source, recipe: Recipe, renderer: Renderer, writer: PartWriter
-) -> Iterator[tuple[RawRow, Conversation | None, TokenizedExample | BadRow]]:
+    batch: list[RawRow], source: Source, recipe: Recipe, renderer: Renderer
+) -> Iterator[tuple[RawRow, Conversation | None, TokenizedExample | BadRow, bool]]:
+    """Each row, its conversation and what became of it, and whether something in it was masked."""
     checked = _decontaminated([_convert(raw, source, recipe) for raw in batch], recipe)
-    converted = [_masked(c, recipe, writer) for c in checked]
-    rendered = iter(renderer.render([c for c in converted if isinstance(c, Conversation)]))
-    for raw, c in zip(batch, converted, strict=True):
-        yield (raw, c, next(rendered)) if isinstance(c, Conversation) else (raw, None, c)
+    converted = [_masked(c, recipe) for c in checked]
+    rendered = iter(renderer.render([c for c, _ in converted if isinstance(c, Conversation)]))
+    for raw, (c, is_masked) in zip(batch, converted, strict=True):
+        yield (raw, c, next(rendered), is_masked) if isinstance(c, Conversation) else (raw, None, c, False)
 
 
 def _convert(raw: RawRow, source: Source, recipe: Recipe) -> Conversation | BadRow:
@@ -87,14 +91,12 @@ def _convert(raw: RawRow, source: Source, recipe: Recipe) -> Conversation | BadR
     return conversation
 
 
-def _masked(conversation: Conversation | BadRow, recipe: Recipe, writer: PartWriter) -> Conversation | BadRow:
+def _masked(conversation: Conversation | BadRow, recipe: Recipe) -> tuple[Conversation | BadRow, bool]:
     """Addresses and numbers masked, after decontamination: masks would hide what the rows share."""
     if isinstance(conversation, BadRow) or not recipe.pii:
-        return conversation
+        return conversation, False
     masked, count = mask_conversation(conversation, frozenset(recipe.pii))
-    if count:
-        writer.changed["masked"] += 1
-    return masked
+    return masked, count > 0
 
 
 def _decontaminated(converted: list[Conversation | BadRow], recipe: Recipe) -> list[Conversation | BadRow]:

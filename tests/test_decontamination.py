@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from data_prep.conversation import Conversation, Message
+from data_prep.conversation import Conversation, Message, ToolCall
 from data_prep.decontamination import Decontaminate, EvaluationIndex, evaluation_identity, evaluation_index
 from tests.real_texts import rows, texts
 
@@ -259,3 +259,9 @@ def test_real_rows_are_found_in_their_own_set_and_korean_sets_do_not_overlap(sha
     assert all(some.overlaps([q for q in own if sum(c.isalnum() for c in q) > 10]))
     assert not any(some.overlaps(texts(korean / "koalpaca_v1_11432.json")))
     assert not any(some.overlaps(texts(korean / "songys_chatbot_11823.csv")))
+
+
+@pytest.mark.parametrize("more", [{"reasoning": ENGLISH}, {"tool_calls": (ToolCall("f", {"a": [{"b": ENGLISH}]}),)}])
+def test_thoughts_and_the_arguments_of_calls_are_looked_at_too(index, more):
+    row = Conversation((Message("user", "Hi"), Message("assistant", "Hello", **more)), "s", 0)
+    assert index([{"question": ENGLISH}]).check([row])[0] is not None

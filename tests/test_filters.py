@@ -188,3 +188,12 @@ def test_a_pattern_that_backtracks_without_end_stops_the_run_and_is_named(monkey
         check(conversation("a" * 60 + "!"), Filters(must_match=["^(a|aa)+$"]), None)
     assert not isinstance(caught.value, BadRow)  # a slow machine must not drop more rows than a fast one
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    "more", [{"reasoning": "the secret"}, {"tool_calls": (ToolCall("f", {"a": [{"b": "secret"}]}),)}]
+)
+def test_patterns_are_looked_for_in_thoughts_and_in_calls_too(more):
+    row = Conversation((Message("user", "Hi"), Message("assistant", "Hello", **more)), "s", 0)
+    assert reason(row, must_not_match=["secret"]) == "filtered_regex"
+    assert reason(row, must_match=["secret"]) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -81,6 +82,31 @@ def test_split_leaves_out_an_exchange_that_fits_nowhere_and_counts_it(renderer):
     assert fitted.lost_tokens > 200
     with pytest.raises(BadRow, match="too_long"):
         pieces(renderer, conversation(200), 90, "split")
+
+
+def test_split_counts_what_is_left_out_however_often_the_system_prompt_is_repeated(renderer):
+    talk = conversation(*[20] * 6, 200, *[20] * 6)
+    talk = replace(talk, messages=(Message("system", "Be kind. " * 10), *talk.messages[1:]))
+    fitted, texts, _ = pieces(renderer, talk, 128, "split")
+    assert len(texts) > 5 and 200 <= fitted.lost_tokens <= 260
+
+
+def test_split_trains_of_flagged_rows_what_is_flagged_with_the_rest_as_context(tiny_tokenizer):
+    flags = Renderer(tiny_tokenizer, resolve_chat_template("chatml", tiny_tokenizer), train_on="flags")
+    messages = [
+        replace(m, train=i in (5, 12)) if m.role == "assistant" else m
+        for i, m in enumerate(conversation(10, 10, 10, 10, 10, 10).messages)
+    ]
+    messages[4] = replace(messages[4], train=True)  # the second answer; the first is its context
+    fitted, texts, trained = pieces(flags, Conversation(tuple(messages), "s", 0), 90, "split")
+    assert trained[0] == "answer 1" + " word" * 10 + "<|im_end|>" and "answer 0" in texts[0]
+    assert len(trained) == sum(bool(text) for text in trained) == len(texts) == len(fitted.examples)
+
+
+def test_split_with_train_on_last_trains_the_last_answer_of_the_row_alone(tiny_tokenizer):
+    last = Renderer(tiny_tokenizer, resolve_chat_template("chatml", tiny_tokenizer), train_on="last")
+    fitted, texts, trained = pieces(last, conversation(10, 10, 10, 10), 110, "split")
+    assert trained == ["answer 3" + " word" * 10 + "<|im_end|>"] and len(texts) == 1 and fitted.lost_tokens > 0
 
 
 @settings(max_examples=25, deadline=None)

@@ -7,19 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.mixing import EVAL, TRAIN, UNUSED, Documents, find_duplicates, mix
+from data_prep.mixing import EVAL, TRAIN, UNUSED, Documents, mix
 from data_prep.recipe import Recipe
 
 
-def documents(content: list[int], source: list[int], length: list[int] | None = None, kinds=None) -> Documents:
+def documents(
+    content: list[int], source: list[int], length: list[int] | None = None, kinds=None, *, tokens=None, rows=None
+) -> Documents:
     size = len(content)
     lengths = np.array(length or [10] * size, dtype=np.int32)
     return Documents(
         lengths,
         lengths // 2,
         np.array(content, dtype=np.uint64),
+        np.array(tokens or content, dtype=np.uint64),
         np.array(source, dtype=np.int32),
-        np.arange(size),
+        np.array(rows or range(size)),
         np.array(kinds or [0] * size, dtype=np.uint8),
     )
 
@@ -30,7 +33,7 @@ def recipe(*sources: dict, **options) -> Recipe:
 
 
 def test_duplicates_name_the_first_one():
-    assert find_duplicates(documents([7, 3, 7, 3, 9], [0] * 5)).tolist() == [-1, -1, 0, 1, -1]
+    assert mix(documents([7, 3, 7, 3, 9], [0] * 5), recipe({})).duplicate_of.tolist() == [-1, -1, 0, 1, -1]
 
 
 def test_a_duplicate_across_sources_stays_with_the_first_source():
@@ -55,6 +58,47 @@ def test_no_content_is_in_both_splits(rows, deduplicate, seed):
     assert not set(content[result.split == TRAIN]) & set(content[result.split == EVAL])
     if not deduplicate:
         assert (result.split != UNUSED).all()
+
+
+def test_the_same_tokens_with_other_labels_are_kept_on_one_side():
+    tokens = [*range(100), *range(100)]
+    docs = documents([*range(200)], [0] * 100 + [1] * 100, tokens=tokens)
+    result = mix(docs, recipe({}, {}, eval_fraction=0.2))
+    assert (result.split[:100] == result.split[100:]).all() and (result.split == EVAL).sum() == 40
+
+
+def test_the_pieces_of_rows_that_share_one_are_kept_on_one_side():
+    """Rows of two pieces, of which the first is that of the next row too: a chain of all."""
+    tokens = [number for i in range(20) for number in (i, i + 1)]
+    rows = [i for i in range(20) for _ in range(2)]
+    result = mix(documents([100 + r for r in rows], [0] * 40, tokens=tokens, rows=rows), recipe({}, eval_fraction=0.5))
+    assert np.unique(result.split).size == 1
+    assert not (result.duplicate_of >= 0).any()
+
+
+@pytest.mark.parametrize("deduplicate", [True, False])
+def test_rows_that_take_leaves_out_take_no_other_sources_rows_away(deduplicate):
+    docs = documents([*range(1000), *range(1000)], [0] * 1000 + [1] * 1000)
+    result = mix(docs, recipe({"take": 10}, {}, deduplicate=deduplicate, eval_fraction=0.1))
+    used = np.flatnonzero(result.split != UNUSED)
+    assert (used < 1000).sum() == 10 and np.unique(docs.content[used]).size == 1000
+    assert (result.duplicate_of >= 0).sum() == (10 if deduplicate else 0)
+    assert set(result.duplicate_of[result.duplicate_of >= 0]) <= set(used)
+    assert abs((result.split[1000:] == EVAL).sum() - 100) <= 2
+
+
+@pytest.mark.parametrize(("take", "expected"), [(1, 4), (0.5, 20), (1.0, 40)])
+def test_take_counts_rows_and_not_the_pieces_of_a_row(take, expected):
+    rows = [i for i in range(10) for _ in range(4)]
+    result = mix(documents(rows, [0] * 40, tokens=[*range(40)], rows=rows), recipe({"take": take}))
+    assert (result.split == TRAIN).sum() == expected
+    assert set(np.bincount(np.array(rows)[result.split == TRAIN])) <= {0, 4}
+
+
+def test_a_source_that_a_split_lacks_is_said():
+    result = mix(documents([*range(9), 0], [0] * 9 + [1]), recipe({}, {"eval_fraction": 0.0}, eval_fraction=0.05))
+    assert [note.split(" document")[0] for note in result.notes] == ["source s0: no", "source s1: no"]
+    assert "in eval" in result.notes[0] and "trained on" in result.notes[1]
 
 
 def test_eval_fraction_is_exact_per_source_and_can_differ():
@@ -122,7 +166,7 @@ def test_shares_of_a_budget_are_as_asked_or_as_much_as_repeats_allow(sources, bu
         wanted = budget * weight / total
         assert abs((docs.length * result.copies)[source == i].sum() - min(wanted, most)) <= docs.length.max() + 1e-6
         assert mine.max() - mine.min() <= 1 and mine.max() <= np.ceil(repeats)
-        is_said = any(note.startswith(f"source s{i}: ") for note in result.notes)
+        is_said = any(note.startswith(f"source s{i}: its share") for note in result.notes)
         assert is_said == (wanted > most) or abs(wanted - most) < 1e-6 * most
 
 
@@ -189,6 +233,7 @@ def test_a_balanced_source_keeps_its_weight():
     [
         (({"weight": 1, "repeat": 2},), {}, "both say how often"),
         (({"stage": 1},), {}, "only `order: curriculum` looks at"),
+        (({},), {"max_repeats": 2}, "limits weights and `balance` only"),
         (({},), {"total_tokens": 5, "total_epochs": 1}, "both set the size"),
     ],
 )

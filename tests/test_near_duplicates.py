@@ -209,17 +209,17 @@ def test_pairs_joined_in_any_order_make_the_same_clusters(batches):
     clusters, slow = np.arange(20), list(range(20))
     for pairs in batches:
         left, right = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-        near_duplicates._unite(clusters, left, right)
+        near_duplicates.unite(clusters, left, right)
         for a, b in pairs:
             slow = [min(slow[a], slow[b]) if c in (slow[a], slow[b]) else c for c in slow]
-    assert near_duplicates._roots(clusters, np.arange(20)).tolist() == slow
+    assert near_duplicates.roots(clusters, np.arange(20)).tolist() == slow
 
 
 def test_a_long_path_leads_to_its_first_document():
     clusters = np.arange(50)
     for i in range(48, -1, -1):  # each pair makes the path from the last document one longer
-        near_duplicates._unite(clusters, np.array([i]), np.array([i + 1]))
-    assert near_duplicates._roots(clusters, np.array([49, 30, 0])).tolist() == [0, 0, 0]
+        near_duplicates.unite(clusters, np.array([i]), np.array([i + 1]))
+    assert near_duplicates.roots(clusters, np.array([49, 30, 0])).tolist() == [0, 0, 0]
 
 
 def test_a_large_cluster_is_found_whole_and_in_a_moment():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep import inspect_shards, prepare, shards
+from data_prep import inspect_shards, prepare, shards, tokenize_stage
+from data_prep.job import open_job
+from data_prep.recipe import load_recipe
 from data_prep.shards import MANIFEST, read_manifest, read_rows, shard_files
 from tests.conftest import CORPUS, ROOT
 
@@ -189,6 +192,44 @@ def test_a_complete_directory_is_left_alone_and_another_recipe_refused(recipe_fi
     assert run(edit_recipe(recipe_file, seed=1), tmp_path / "out") == 2
     assert "made from another recipe" in capsys.readouterr().err
     assert all_bytes(tmp_path / "out") == before
+
+
+def test_recipes_given_up_after_packing_leave_nothing_behind(recipe_file, tmp_path):
+    """A packed, B packed with more and other shards, then A again: what is there is A's, to the byte."""
+    one, text = tmp_path / "one", recipe_file.read_text()
+    assert run(recipe_file, tmp_path / "whole") == 0
+    for changes in ({}, {"rows_per_shard": 2, "seed": 1}):
+        recipe, output = load_recipe(edit_recipe(recipe_file, **changes)), one
+        prepare.prepare(recipe, output, stages=("tokenize", "plan", "pack"))
+    recipe_file.write_text(text)
+    assert run(recipe_file, one) == 0
+    assert all_bytes(one) == all_bytes(tmp_path / "whole")
+
+
+def test_another_end_token_in_the_tokenizers_configuration_is_another_job(recipe_file, tmp_path, tiny_tokenizer):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(tiny_tokenizer.name_or_path, folder)
+    edit_recipe(recipe_file, tokenizer=str(folder), chat_template="alpaca")
+    jobs = []
+    for end in ("<|im_end|>", "<pad>"):
+        configuration = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**configuration, "eos_token": end}))
+        jobs.append(open_job(load_recipe(recipe_file), tmp_path / "out"))
+    assert jobs[0].plan_dir != jobs[1].plan_dir and jobs[0].parts[0].folder != jobs[1].parts[0].folder
+
+
+def test_input_that_changes_while_it_is_read_is_refused(recipe_file, tmp_path, monkeypatch, capsys):
+    """The same number of rows, so that no slice notices."""
+
+    def tokenize(part, how):
+        real(part, how)
+        os.utime(tmp_path / "qa.jsonl", ns=(1, 1))
+
+    real = tokenize_stage.tokenize_part
+    monkeypatch.setattr("data_prep.tokenize_stage.tokenize_part", tokenize)
+    assert run(recipe_file, tmp_path / "out") == 2
+    assert "source 'qa': its input changed while it was read" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/.work/tokenize-*/qa-*.json"))
 
 
 def test_a_changed_mixture_reuses_the_tokenized_parts(recipe_file, tmp_path, monkeypatch):

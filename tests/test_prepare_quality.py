@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -27,6 +28,7 @@ def rows():
     rows[2] = {"question": "Please read: " + QUESTION, "answer": "The apple."}
     rows[3] = {"question": "How do I reach you?", "answer": "Write to someone@example.com or call 010-1234-5678."}
     rows[4] = {"question": CORPUS[4], "answer": CORPUS[5]}
+    rows[6] = {"question": "Far too long.", "answer": "someone@example.com " * 300}
     rows[5] = {"question": "Is it?", "answer": "No"}
     return rows
 
@@ -68,6 +70,41 @@ def test_near_duplicates_that_are_kept_stay_on_one_side(tmp_path, tiny_tokenizer
     )
     sides = [sum(f"word79 end{i}<" in text[split] for i in range(20)) for split in ("train", "eval")]
     assert sorted(sides) == [0, 20]
+
+
+def documents_of(folder: Path, split: str) -> list[tuple[int, ...]]:
+    rows = [r for p in shard_files(folder, read_manifest(folder), split) for r in read_rows(p)]
+    return [tuple(d) for r in rows for d in np.split(r["input_ids"], np.cumsum(r["seq_lengths"])[:-1])]
+
+
+VARIANTS = {
+    "flagged": ({}, lambda turns: [turns[0], turns[1] | {"weight": 1}]),
+    "reasoning": ({"reasoning": "strip"}, lambda turns: [turns[0], turns[1] | {"reasoning_content": "Hm."}]),
+    "truncated": (
+        {"too_long": "truncate", "seq_len": 24},
+        lambda turns: [turns[0], {**turns[1], "content": turns[1]["content"] + " And so on."}],
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_trains_the_same_is_one_document_however_it_was_written(variant, tmp_path, tiny_tokenizer):
+    options, change = VARIANTS[variant]
+    answer = "The word after the word, and the word before the word, and so on for as long as the row will be."
+    talks = [
+        [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i}. {answer}"}] for i in range(50)
+    ]
+    sources = []
+    for name, rows in (("a", talks), ("b", [change(talk) for talk in talks])):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"messages": row} for row in rows]))
+        sources.append({"name": name, "path": str(tmp_path / f"{name}.json"), "form": "messages"})
+    recipe = {"tokenizer": tiny_tokenizer.name_or_path, "chat_template": "chatml", "seq_len": 256, "eval_fraction": 0.2}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, **options, "sources": sources}))
+    command = ["--recipe", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "out"), "--num-workers", "1"]
+    assert prepare.main(command) == 0
+    found = [documents_of(tmp_path / "out", split) for split in ("train", "eval")]
+    assert [len(some) for some in found] == [40, 10] and len({*found[0], *found[1]}) == 50
+    assert [s["dropped"] for s in read_manifest(tmp_path / "out")["sources"]] == [{}, {"duplicate": 50}]
 
 
 def test_rows_that_overlap_with_an_evaluation_file_are_dropped(tmp_path, tiny_tokenizer, rows):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_prep.conversation import ROLES, BadRow, Conversation, Message, ToolCall
 from data_prep.readers import RawRow, read_slice, slice_source
 from data_prep.recipe import Source
-from data_prep.sources import check_columns, resolve_form, to_conversation
+from data_prep.sources import check_columns, resolve_form, to_conversation, unread_columns
 
 GOOD = {
     "alpaca": {"instruction": "Add.", "input": "1 2", "output": "3"},
@@ -322,6 +322,37 @@ def test_auto_recognises_the_form(row, form, columns):
     assert (source.form, source.columns) == (form, columns)
 
 
+@pytest.mark.parametrize(
+    ("form", "column"),
+    [("question_answer", "context"), ("alpaca", "context"), ("alpaca", "history"), ("messages", "system")],
+)
+def test_auto_refuses_to_leave_out_what_the_answer_may_depend_on(form, column):
+    def found(cell):
+        return resolve_form(source_of("auto"), [RawRow(0, "x:1", GOOD[form] | {column: cell, "note": "n"})])
+
+    with pytest.raises(ValueError, match=rf"takes this as {form}, which does not read the columns \['{column}'\]"):
+        found([["a", "b"]] if column == "history" else "text")
+    assert unread_columns(found(""), [RawRow(0, "x:1", {"note": "n", column: None, "id": 3})]) == ["note"]
+
+
+def test_tools_beside_prompt_and_completion_are_read():
+    row = {"prompt": "x", "completion": "y", "functions": [{"name": "f"}]}
+    source = resolve_form(source_of("auto"), [RawRow(0, "x:1", row)])
+    assert source.columns == {"tools": "functions"}
+    assert to_conversation(source, RawRow(0, "x:1", row)).tools[0]["function"]["name"] == "f"
+
+
+def test_a_completion_that_repeats_the_prompt_is_refused():
+    talk = GOOD["messages"]["messages"]
+    assert reason_and_detail("prompt_completion", {"prompt": "Hi", "completion": talk})[0] == "not_a_completion"
+
+
+def test_an_empty_system_message_is_no_system_prompt():
+    row = {"messages": [{"role": "system", "content": " "}, *GOOD["messages"]["messages"]]}
+    assert turns("messages", row) == [("user", "Hi"), ("assistant", "Hello")]
+    assert turns("messages", row, system="source's")[0] == ("system", "source's")
+
+
 def test_auto_that_fits_nothing_lists_the_columns():
     with pytest.raises(ValueError, match=r"fits none of the columns found: \['text'\]"):
         resolve_form(source_of("auto"), [RawRow(0, "x:1", {"text": "x"})])
@@ -353,11 +384,12 @@ def test_one_row_with_the_column_is_enough():
         check_columns(source_of(form), rows_of(row))
 
 
-def test_a_mapped_optional_column_is_refused_only_where_it_looks_misspelt():
+def test_a_mapped_optional_column_is_refused_only_where_it_looks_misspelt(capsys):
     row = GOOD["alpaca"] | {"system_prompt": "s"}
     with pytest.raises(ValueError, match=r"has column 'system_promt'(?s:.*)columns: {system: system_prompt}"):
         check_columns(source_of("alpaca", columns={"system": "system_promt"}), rows_of(row))
     check_columns(source_of("alpaca", columns={"system": "persona"}), rows_of(row))
+    assert "none of its first 1 rows has column 'persona', given for system" in capsys.readouterr().out
 
 
 def test_rows_of_which_none_is_an_object_are_refused():

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from data_prep import tables
+from data_prep import readers, tables
 from data_prep.readers import read_slice, slice_source
 from tests.reading import ROWS, TABLES, read_all, source_of, values, write, write_table
 
@@ -32,6 +32,17 @@ def test_tables_give_their_rows_however_they_are_cut(tmp_path, name, options, si
         assert values(rows) == ROWS
         assert [row.where for row in rows] == [f"{tmp_path / name}[{number}]" for number in range(50)]
     assert values(read_all(source_of(tmp_path / name, first=9), 4)) == ROWS[:9]
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.arrows"])
+def test_slices_of_long_rows_end_earlier(tmp_path, monkeypatch, name):
+    """Their tokens are held in memory."""
+    monkeypatch.setattr(readers, "_SLICE_BYTES", 1 << 16)
+    rows = [{"text": random.Random(i).randbytes(5000 if i >= 30 else 1).hex()} for i in range(50)]
+    source = source_of(write_table(tmp_path / name, pa.Table.from_pylist(rows), 10))
+    sizes = [piece.num_rows for piece in slice_source(source, 20)]
+    assert sizes == [20, 17, 7, 6]  # 10,000 bytes each from the 31st row on
+    assert values(read_all(source, 20)) == rows
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.arrows"])

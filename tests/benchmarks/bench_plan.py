@@ -106,7 +106,7 @@ def write_parts(folder: Path, documents: int, sources: int) -> None:
         content = random.integers(0, 2**63, size).astype(np.uint64)
         content[: size // 50] = content[-(size // 50) :] if size >= 50 else content[:0]
         row = np.arange(size, dtype=np.int64) + part.slice.index * PART_DOCUMENTS
-        arrays = {"row": row, "length": length, "trained": length // 2, "content": content}
+        arrays = {"row": row, "length": length, "trained": length // 2, "content": content, "tokens": content}
         np.savez(part.file(".npz"), **arrays, task_type=np.zeros(size, dtype=np.uint8))
         counts = {"rows": size, "kept": size, "documents": size, "tokens": int(length.sum())}
         counts |= {"trained_tokens": int((length // 2).sum()), "dropped": {}, "changed": {}, "lost_tokens": {}}

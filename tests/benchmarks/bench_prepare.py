@@ -190,7 +190,7 @@ def profile(data: Path, output: Path, encoder: str) -> dict[str, float]:
     from data_prep import prepare
     from data_prep.conversation import Conversation
     from data_prep.languages import detect_conversation
-    from data_prep.parts import PartWriter
+    from data_prep.parts import PartWriter, content_hash
     from data_prep.readers import read_slice
     from data_prep.task_types import classify
     from data_prep.tokenize_stage import _convert, _take
@@ -219,7 +219,7 @@ def profile(data: Path, output: Path, encoder: str) -> dict[str, float]:
     examples = step("label", lambda: [label(t, e, s) for (t, s), e in zip(rendered, tokens, strict=True)])
     step("task type", lambda: [classify(c) for c in conversations])
     step("language", lambda: [detect_conversation(c) for c in conversations])
-    step("content hash", lambda: [c.content_hash() for c in conversations])
+    step("content hash", lambda: [content_hash([e]) for e in examples])
     writer = PartWriter(renderer.encoder.name)
     triples = [(raw, c, e) for (raw, c), e in zip(pairs, examples, strict=True)]
     step("the three and the rest", lambda: [_take(*triple, source, recipe, renderer, writer) for triple in triples])
