@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from train import preemption, watchdog
+from train import build_locks, preemption, watchdog
 from train.config import load_run_config
 from train.late_imports import end_start, leave_out_unused
 
@@ -54,6 +54,8 @@ def _prepare_process() -> None:
     keep torch's notes about names that DeepSpeed still uses out of every step's log."""
     import warnings
 
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        build_locks.remove_stale()
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\..* is deprecated", category=FutureWarning)
 
