@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 from tests.saving_runs import run_here
 from tests.test_saving import assert_equal, at_step, make_run, preempt, uninterrupted  # noqa: F401  # fixtures
 from tests.training import environment, make_shards, run_config
-from train import checkpoint, watchdog
+from train import checkpoint, save_parts, watchdog
 from train.preemption import lead_problem
 
 
@@ -84,6 +86,13 @@ def test_a_save_that_does_not_fit_before_the_end_is_said(monkeypatch):
     assert "set PACKHAUL_SIGNAL_SECONDS to 180 or more" in problem
     monkeypatch.delenv("PACKHAUL_SIGNAL_SECONDS")
     assert lead_problem(20, 100) is None
+
+
+def test_the_first_process_writes_all_weights_and_its_part_of_the_states():
+    model = torch.nn.Linear(1000, 1000, bias=False, dtype=torch.bfloat16)
+    args = SimpleNamespace(optim="adamw_torch", world_size=4)
+    assert save_parts.largest_part(model, args, is_sharded=False) == 20e6  # twice 2 + 4 + 4 bytes
+    assert save_parts.largest_part(model, args, is_sharded=True) == 2e6 + 20e6 / 4
 
 
 def test_saves_too_slow_for_the_lead_are_said_once_and_at_the_start(make_run, monkeypatch, capsys):  # noqa: F811

@@ -8,7 +8,7 @@ from typing import Any
 
 from train.checkpoint import Checkpoint
 from train.preemption import LEAD, lead_problem
-from train.save_parts import estimate_seconds, estimate_size
+from train.save_parts import estimate_seconds, largest_part
 
 
 class LeadCheck:
@@ -19,6 +19,7 @@ class LeadCheck:
     _lead_problem: str | None = None  # said already
     args: Any
     model: Any
+    is_deepspeed_enabled: bool
     say: Any
 
     def check_lead_at_start(self) -> None:
@@ -27,8 +28,8 @@ class LeadCheck:
             return
         seconds = self._resumed.extra.get("save_seconds") if self._resumed else None
         if seconds is None:
-            size = 2 * estimate_size(self.model, self.args)
-            seconds = estimate_seconds(size, Path(self.args.output_dir), self.args.world_size)
+            size = largest_part(self.model, self.args, self.is_deepspeed_enabled)
+            seconds = estimate_seconds(size, Path(self.args.output_dir))
         self.check_lead(seconds)
 
     def check_lead(self, save_seconds: float) -> None:

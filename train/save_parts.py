@@ -156,8 +156,17 @@ def estimate_size(model: Any, args: Any) -> int:
     return total
 
 
-def estimate_seconds(size: int, folder: Path, processes: int) -> float:
-    """About how long a checkpoint takes: `size` bytes at the speed at which this process writes a small file there.
+def largest_part(model: Any, args: Any, is_sharded: bool) -> float:
+    """Bytes about that the first process writes of a checkpoint: its part of what is sharded, and all weights."""
+    total = 2 * estimate_size(model, args)
+    if not is_sharded:
+        return total
+    weights = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
+    return weights + total / args.world_size
+
+
+def estimate_seconds(size: float, folder: Path) -> float:
+    """About how long this process writes `size` bytes there, by the speed of a small file.
 
     As if all processes could write as fast at the same time, so it may take longer; it does not take much less.
     """
@@ -170,7 +179,7 @@ def estimate_seconds(size: int, folder: Path, processes: int) -> float:
             os.fsync(probe.fileno())
     finally:
         file.unlink(missing_ok=True)
-    return size / len(block) * (time.perf_counter() - began) / processes
+    return size / len(block) * (time.perf_counter() - began)
 
 
 def rows_per_step(args: Any) -> int:

@@ -139,7 +139,7 @@ class CheckpointSaving(LeadCheck):
                 super()._save_checkpoint(model, trial)  # type: ignore[misc]
             except OSError as error:  # DeepSpeed's small files, by the first process before the last barrier
                 save.errors.append(str(error))
-                if self.is_deepspeed_enabled:  # type: ignore[attr-defined]
+                if self.is_deepspeed_enabled:
                     torch.distributed.barrier()
         with save.noting():
             write_counters(self, save.files_folder)
