@@ -101,20 +101,19 @@ class _Firsts:
         self.is_near = is_near
         self._key = key
         self._used = np.full(key.size, -1, dtype=np.int64)
+        self._first = np.empty(key.size, dtype=np.int64)
 
     def of(self, mine: np.ndarray) -> np.ndarray:
         """For each of these documents, the one in use with its key, else the first of these."""
         key = self._key[mine]
         first = self._used[key]
-        unused = np.flatnonzero(first < 0)
-        _, place, inverse = np.unique(key[unused], return_index=True, return_inverse=True)
-        first[unused] = mine[unused[place[inverse]]]
-        return first
+        self._first[key[::-1]] = mine[::-1]  # of equal keys, the first stays
+        return np.where(first < 0, self._first[key], first)
 
     def use(self, taken: np.ndarray) -> None:
         """These documents are used; they come after those that are already."""
         new = taken[self._used[self._key[taken]] < 0]
-        self._used[self._key[new[::-1]]] = new[::-1]  # of equal keys, the first stays
+        self._used[self._key[new[::-1]]] = new[::-1]
 
 
 def _clusters(documents: Documents, near: np.ndarray | None) -> np.ndarray:
