@@ -60,7 +60,9 @@ class SlurmCluster:
 
     def _env(self, **more: str) -> dict[str, str]:
         path = os.environ["PATH"] + ":/usr/sbin:/sbin"
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PACKHAUL"))}
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PACKHAUL", "OMP_"))
+        }
         return {**inherited, "PATH": path, "SLURM_CONF": f"{self.folder}/slurm.conf", **more}
 
     def run(self, *command: str | Path, cwd: Path | None = None, check: bool = True, **env: str) -> str:
