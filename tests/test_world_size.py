@@ -154,6 +154,24 @@ def test_losses_and_rows_are_those_of_the_uninterrupted_twin(name, runs):
     assert not list((runs / name).glob(".universal-*"))
 
 
+@pytest.mark.parametrize("launch", ["cpu_zero2", "cpu_zero3"])
+def test_the_best_checkpoint_of_another_world_is_loaded_at_the_end(launch, folder, plan, tiny_tokenizer):
+    """The loss falls and the best is the highest: the first one, by two processes."""
+    answers = {"short": [1] * 30, "long": [5] * 6}
+    shards = make_shards(folder / launch, tiny_tokenizer.name_or_path, answers, eval_fraction=0.1)
+    best = {"metric_for_best_model": "eval_loss", "greater_is_better": True, "load_best_model_at_end": True}
+    often = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 6, "sample_prompts": 0}
+    options = {**best, **often, "eval_on_start": False, "data": str(shards)}
+    name = f"best-{launch}"
+    run(folder, [plan(name, launch, 2, 3, **options), plan(name, launch, 1, **options)])
+    log = (folder / f"{name}.log").read_text()
+    assert [log.count(f"sft: {n} process(es), DEEPSPEED") for n in (1, 2)] == [1, 1]
+    state = json.loads((folder / name / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(folder / name / "checkpoint-2")
+    got, wanted = (load_file(folder / name / n / "model.safetensors") for n in (".", "checkpoint-2"))
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
 def test_a_run_cut_three_times_is_its_uninterrupted_twin_bit_for_bit(runs):
     got, wanted = (
         [(h["step"], h["loss"], h["grad_norm"], h["learning_rate"]) for h in history(runs / name) if "loss" in h]
