@@ -26,6 +26,8 @@ FILES = [  # file, rows at most
     ("ko/koalpaca_v1.1_medical_1908.jsonl", 600),
     ("ko/songys_chatbot_11823.csv", 900),
 ]
+SYSTEM = {"form": "question_answer", "columns": {"system": "system_prompt"}}
+STATED = {"ko/koalpaca_v1.1_medical_1908.jsonl": SYSTEM}  # `auto` refuses to leave it out
 MODELS = [
     ("gemma3", "gemma"),
     ("qwen3", "qwen3"),
@@ -39,7 +41,7 @@ MODELS = [
 def conversations(shared_data):
     found = []
     for name, most in FILES:
-        source = Source(name="s", path=str(shared_data / "text" / name))
+        source = Source(name="s", path=str(shared_data / "text" / name), **STATED.get(name, {}))
         rows = [row for piece in slice_source(source, 10_000) for row in read_slice(source, piece)][:most]
         resolved = resolve_form(source, rows[:100])
         for row in rows:
