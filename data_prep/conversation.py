@@ -57,7 +57,7 @@ class Message:
         if self.reasoning is None and not self.tool_calls:
             return [self.content]
         thoughts = [self.reasoning] if self.reasoning else []
-        return [self.content, *thoughts, *_strings([call.arguments for call in self.tool_calls], keys=False)]
+        return [self.content, *thoughts, *nested_strings([call.arguments for call in self.tool_calls], keys=False)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +84,20 @@ class Conversation:
             if message.reasoning is not None:
                 yield message.reasoning
             for call in message.tool_calls:
-                yield from _strings([call.name, call.arguments], keys=True)
-        yield from _strings(list(self.tools), keys=True)
+                yield from nested_strings([call.name, call.arguments], keys=True)
+        yield from nested_strings(list(self.tools), keys=True)
 
 
-def _strings(value: Any, *, keys: bool) -> Iterator[str]:
+def nested_strings(value: Any, *, keys: bool) -> Iterator[str]:
     """The strings nested in a value; those that name something as well, if `keys`."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
         for item in value:
-            yield from _strings(item, keys=keys)
+            yield from nested_strings(item, keys=keys)
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _strings([key, item] if keys else item, keys=keys)
+            yield from nested_strings([key, item] if keys else item, keys=keys)
 
 
 def validate(conversation: Conversation) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from data_prep.conversation import BadRow, Conversation
+from data_prep.conversation import BadRow, Conversation, nested_strings
 from data_prep.shingles import Tokens, mix_bits, offsets, text_hashes, tokenize
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def _distinct_texts(options: Decontaminate) -> dict[str, str]:
         if isinstance(row, dict) and options.columns is not None:
             seen |= row.keys()
             row = [row.get(column) for column in options.columns]
-        for text in _strings(row):
+        for text in nested_strings(row, keys=False):
             places.setdefault(text, where)
     missing = sorted(set(options.columns or ()) - seen)
     if missing and seen:
@@ -266,11 +266,3 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
     yield from ((f"{path}:{number}", line) for number, line in enumerate(lines, 1))
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)

@@ -128,13 +128,15 @@ def best_loadable(trainer: Any, log: Callable[[str], None]) -> Iterator[bool]:
     have written before the run went on here, only the weights are. Every process must call it."""
     path = trainer.state.best_model_checkpoint
     here = kind_of_states(trainer)
-    found = checkpoint.read(Path(path)) if here["zero_stage"] else None
-    if found is None or (
-        found.world_size == trainer.args.world_size and _stage_of(found, here["zero_stage"]) == here["zero_stage"]
-    ):
+    if not here["zero_stage"]:
         yield True
         return
-    if _stage_of(found, here["zero_stage"]) != here["zero_stage"]:
+    found = checkpoint.read(Path(path))
+    same_stage = _stage_of(found, here["zero_stage"]) == here["zero_stage"]
+    if same_stage and found.world_size == trainer.args.world_size:
+        yield True
+        return
+    if not same_stage:
         log(
             f"WARNING: the best checkpoint, {path}, is of another ZeRO stage and not loaded: the final model is that "
             f"of the last step. The best one: python -m train.export --checkpoint {path}"
