@@ -65,7 +65,7 @@ class ByteBPE:
     added: tuple[AddedToken, ...]
 
 
-def convert(backend: Tokenizer) -> ByteBPE:
+def convert(backend: Tokenizer, serialised: str | None = None) -> ByteBPE:
     """Put a tokenizer in tiktoken's terms.
 
     Raises:
@@ -73,7 +73,7 @@ def convert(backend: Tokenizer) -> ByteBPE:
     """
     if getattr(backend.model, "byte_fallback", False):  # soon said of vocabularies that take long to read
         raise NotConvertible("its model falls back to bytes for unknown characters: not a byte-level BPE")
-    described = json.loads(backend.to_str())
+    described = json.loads(serialised or backend.to_str())
     for setting in ("truncation", "padding"):
         if described.get(setting):
             raise NotConvertible(f"the tokenizer has {setting} switched on")

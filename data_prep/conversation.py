@@ -85,7 +85,8 @@ class Conversation:
                 yield message.reasoning
             for call in message.tool_calls:
                 yield from nested_strings([call.name, call.arguments], keys=True)
-        yield from nested_strings(list(self.tools), keys=True)
+        if self.tools:
+            yield from nested_strings(list(self.tools), keys=True)
 
 
 def nested_strings(value: Any, *, keys: bool) -> Iterator[str]:
@@ -111,15 +112,17 @@ def validate(conversation: Conversation) -> None:
     messages = conversation.messages
     if not messages:
         raise BadRow("no_messages", "the row has no messages")
-    for position, message in enumerate(messages):
-        _validate_message(message, position)
     roles = [m.role for m in messages]
+    for position, message in enumerate(messages):
+        if roles[position] not in _PLAIN_ROLES or message.tool_calls or not message.content.strip():
+            _validate_message(message, position)
     if "assistant" not in roles:
         raise BadRow("no_assistant_turn", f"roles are {roles}: nothing to train on")
     if "user" not in roles[: roles.index("assistant")]:
         raise BadRow("no_user_turn", f"roles are {roles}: no user turn before the first answer")
     for text in conversation.strings():
-        _validate_text(text)
+        if not text.isascii():
+            _validate_text(text)
 
 
 def _validate_text(text: str) -> None:
@@ -129,6 +132,7 @@ def _validate_text(text: str) -> None:
         raise BadRow("not_unicode", f"a lone surrogate at character {error.start} of {text[:60]!r}") from None
 
 
+_PLAIN_ROLES = ("user", "assistant")  # of messages with content and without calls, nothing can be wrong
 _EMPTY = {"assistant": "empty_output", "user": "empty_input", "system": "empty_system", "tool": "empty_tool_result"}
 
 

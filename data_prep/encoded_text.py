@@ -133,7 +133,8 @@ class TextEncoder:
         """
         from data_prep.fast_encoder import build
 
-        built = build(self.backend)
+        self._serialised = self.backend.to_str()
+        built = build(self.backend, self._serialised)
         if isinstance(built, str):
             return built
         if reason := built.check(sample, self.backend):

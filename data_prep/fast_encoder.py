@@ -36,8 +36,12 @@ _SPACE = "".join(
 Cut = tuple[int, int, int | None]  # from character, to character, id of the added token, or None for text
 
 
-def build(tokenizer: Tokenizer) -> FastEncoder | str:
-    """The encoder for a tokenizer, or the reason why `tokenizers` itself has to encode."""
+def build(tokenizer: Tokenizer, serialised: str | None = None) -> FastEncoder | str:
+    """The encoder for a tokenizer, or the reason why `tokenizers` itself has to encode.
+
+    Args:
+        serialised: the tokenizer's `to_str`, which takes a while, where it is known.
+    """
     try:
         import tiktoken  # noqa: F401
     except ImportError:
@@ -45,7 +49,7 @@ def build(tokenizer: Tokenizer) -> FastEncoder | str:
     from data_prep.bpe_conversion import NotConvertible, convert, differing_classes
 
     try:
-        converted = convert(tokenizer)
+        converted = convert(tokenizer, serialised)
         differing = differing_classes(converted.pattern)
         if differing:
             return f"the regex engines do not agree on {', '.join(differing)} in the pattern of its pre-tokenizer"
@@ -107,12 +111,16 @@ class FastEncoder:
     def _encode_joined(self, texts: list[str]) -> Iterator[ByteTokens | None]:
         """All texts in one call, which saves a third of the time. Nothing is merged across an added token."""
         ids = self._encoding.encode_to_numpy(_SEPARATOR.join(texts), allowed_special="all", disallowed_special=())
+        is_separator = ids == self._separator
+        stops = np.append(np.flatnonzero(is_separator), ids.size)
         ends = self._lengths[ids].cumsum()
-        stops = np.flatnonzero(ids == self._separator)
-        ids, start, before = ids.view(np.int32), 0, 0
-        for text, stop in zip(texts, [*stops.tolist(), ids.size], strict=True):
-            yield _whole(text, ids[start:stop], ends[start:stop] - before)
-            start, before = stop + 1, ends.item(stop) if stop < ids.size else 0
+        before = np.append(0, ends)[np.append(0, stops[:-1])]  # bytes before each text: a separator has none
+        sizes = np.diff(stops, prepend=-1)
+        ends -= np.repeat(before, sizes)[: ids.size]
+        ids, start = ids.view(np.int32), 0
+        for text, stop in zip(texts, stops.tolist(), strict=True):
+            yield _whole(text, ids[start:stop], ends[start:stop])
+            start = stop + 1
 
     def check(self, texts: Iterable[str], tokenizer: Tokenizer) -> str | None:
         """The first of the texts, as part of a reason, that is encoded otherwise than by `tokenizers`; None if none."""

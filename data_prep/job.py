@@ -11,6 +11,7 @@ from typing import Any
 
 from data_prep.chat_forms import names
 from data_prep.decontamination import evaluation_identity
+from data_prep.description import Described
 from data_prep.filters import filter_identity
 from data_prep.local_copies import use_cache
 from data_prep.parts import Part
@@ -22,7 +23,7 @@ from data_prep.sources import check_columns, resolve_form, unread_columns
 from data_prep.tokenize_stage import make_renderer
 
 WORK_DIR = ".work"
-_WORK_FORMAT = 4  # of the parts and the plan: work that another version left is not reused
+_WORK_FORMAT = 5  # of the parts and the plan: work that another version left is not reused
 # What decides the bytes of a part. A part's folder is named by it, so that a changed recipe reuses no part wrongly, and
 # reuses all parts when only the mixture has changed.
 _RECIPE_KEYS = (
@@ -50,6 +51,7 @@ class Job:
     identity: dict[str, Any]
     parts: list[Part]  # none where a complete output was made from the same
     recognised: frozenset[str]  # names of the sources whose form was not stated
+    described: dict[str, Described]  # by source: the rows whose task type and language are looked up
 
     @property
     def work(self) -> Path:
@@ -83,20 +85,21 @@ def open_job(recipe: Recipe, output: Path) -> Job:
     prepared = _as_prepared(recipe, read_manifest(output)) if is_complete else None
     if prepared:
         renderer = make_renderer(prepared)
-        return Job(prepared, output, renderer, _identity(prepared, inputs, renderer), [], recognised)
+        return Job(prepared, output, renderer, _identity(prepared, inputs, renderer), [], recognised, {})
     # The tasks of a job array share the copies, and they go when the work is done.
     use_cache(None if is_complete else output / WORK_DIR / "inputs")
     slices = {s.name: _slices(s, recipe, inputs[s.name], output / WORK_DIR) for s in recipe.sources}
     recipe = recipe.model_copy(update={"sources": [_resolve(s, slices[s.name]) for s in recipe.sources]})
     renderer = make_renderer(recipe)
     identity = _identity(recipe, inputs, renderer)
+    described = {s.name: Described.of_source(s, slices[s.name]) for s in recipe.sources}
     parts = []
     for source in recipe.sources:
-        folder = output / WORK_DIR / f"tokenize-{_part_digest(source, identity)}"
+        folder = output / WORK_DIR / f"tokenize-{_part_digest(source, identity, described[source.name])}"
         parts += [Part(folder, piece) for piece in slices[source.name]]
     if not parts:
         raise ValueError("the sources hold no rows")
-    return Job(recipe, output, renderer, identity, parts, recognised)
+    return Job(recipe, output, renderer, identity, parts, recognised, described)
 
 
 def refuse_changed_input(job: Job) -> None:
@@ -202,13 +205,14 @@ def _quality_identity(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _part_digest(source: Source, identity: dict[str, Any]) -> str:
+def _part_digest(source: Source, identity: dict[str, Any], described: Described) -> str:
     dumped = source.model_dump(mode="json")
     return digest(
         {
             **{k: identity["recipe"][k] for k in (*_RECIPE_KEYS, *_QUALITY_KEYS, "rows_per_slice")},
             **{k: dumped[k] for k in _SOURCE_KEYS},
             **{k: identity[k] for k in ("tokenizer", "chat_template_sha256", "quality", "work_format")},
+            "described": asdict(described),
             "input": identity["inputs"][source.name],
         }
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from data_prep.conversation import BadRow
-from data_prep.encoded_text import EncodedText, Span, TextEncoder
+from data_prep.encoded_text import ByteTokens, EncodedText, Span, TextEncoder
+from data_prep.joined_labels import JoinedTexts, Pair
 
 IGNORE_INDEX = -100  # torch's cross-entropy skips it
 
@@ -35,6 +37,24 @@ class Labeller:
 
     def __init__(self, encoder: TextEncoder, special_ids: frozenset[int], bos: int | None):
         self._encoder, self._special_ids, self._bos = encoder, special_ids, bos
+        self._end_ids = np.array(sorted(special_ids), dtype=np.int32)
+
+    def label_batch(
+        self, texts: Sequence[str], encoded: Sequence[EncodedText], spans: Sequence[list[Span]]
+    ) -> list[TokenizedExample | BadRow]:
+        """What `label` makes of each text; of those encoded byte by byte that are as usual, all at once."""
+        pairs: list[Pair | None] = [None] * len(encoded)
+        joined = [i for i, tokens in enumerate(encoded) if isinstance(tokens, ByteTokens) and tokens.ids.size]
+        if joined:
+            texts_and_tokens = [texts[i] for i in joined], [encoded[i] for i in joined]
+            together = JoinedTexts(*texts_and_tokens)  # type: ignore[arg-type]  # they are ByteTokens
+            labelled = together.labels([spans[i] for i in joined], self._end_ids, self._bos, IGNORE_INDEX)
+            for i, pair in zip(joined, labelled, strict=True):
+                pairs[i] = pair
+        return [
+            TokenizedExample(*pair) if pair else self.label(texts[i], encoded[i], spans[i])
+            for i, pair in enumerate(pairs)
+        ]
 
     def label(self, text: str, tokens: EncodedText, spans: list[Span]) -> TokenizedExample | BadRow:
         """The example; a BadRow if a span does not begin and end with tokens, or not with an end of turn."""

@@ -28,7 +28,7 @@ class Documents:
     tokens: np.ndarray  # uint64, hash of the document's ids: the eval split tears no two of the same apart
     source: np.ndarray  # int32, index into recipe.sources
     row: np.ndarray  # int64, row in the raw source; a row that was split is several documents, one after the other
-    task_type: np.ndarray  # uint8, index into task_types.TASK_TYPES
+    task_type: np.ndarray  # uint8, index into task_types.TASK_TYPES or UNKNOWN
     signature: np.ndarray | None = None  # (documents, num_perm) uint8, if the recipe looks for near duplicates
     border: Border | None = None  # the second signatures of some
 

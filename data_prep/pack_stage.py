@@ -12,7 +12,7 @@ import numpy as np
 from data_prep.parts import Part
 from data_prep.plan_stage import PLACE_COLUMNS
 from data_prep.recipe import Recipe
-from data_prep.shards import SPLITS, to_json, write_atomically, write_shard
+from data_prep.shards import SPLITS, int32_view, to_json, write_atomically, write_shard
 
 _PART, _POSITION, _SOURCE, _LENGTH = range(PLACE_COLUMNS)
 _TOKENS_PER_GROUP = 1 << 24  # gathered at once: 128 MiB of ids and labels, and one row
@@ -111,10 +111,10 @@ def _gather(places: np.ndarray, parts: list[Part]) -> tuple[np.ndarray, np.ndarr
     order = np.lexsort((places[:, _POSITION], places[:, _PART]))
     for documents in np.split(order, np.flatnonzero(np.diff(places[order, _PART])) + 1):
         part_ids, part_labels, offsets = _open_part(parts[places[documents[0], _PART]].file(".arrow"))
-        for document in documents:
-            position, end = places[document, _POSITION], ends[document]
-            own = slice(offsets[position], offsets[position + 1])
-            here = slice(end - places[document, _LENGTH], end)
+        lengths, to_ends = places[documents, _LENGTH], ends[documents]
+        starts = offsets[places[documents, _POSITION]].tolist()  # ints: several times as fast to slice with
+        for start, end, length in zip(starts, to_ends.tolist(), lengths.tolist(), strict=True):
+            own, here = slice(start, start + length), slice(end - length, end)
             ids[here], labels[here] = part_ids[own], part_labels[own]
     return ids, labels
 
@@ -125,4 +125,4 @@ def _open_part(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     batch = pa.ipc.open_stream(pa.memory_map(str(path))).read_next_batch()
     ids, labels = batch.column("input_ids"), batch.column("labels")
-    return ids.values.to_numpy(), labels.values.to_numpy(), ids.offsets.to_numpy()
+    return int32_view(ids.values), int32_view(labels.values), int32_view(ids.offsets)

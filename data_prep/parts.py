@@ -2,8 +2,9 @@
 
 SOURCE-00000.arrow      input_ids, labels: one row per document
 SOURCE-00000.npz        per document: row (int64, in the raw source), length, trained (int32), content, tokens (uint64),
-                        task_type, language (uint8), and if asked for signature (bytes); for some of the documents
-                        a second one: border (bytes), border_of (int64, which of the part's documents)
+                        task_type, language (uint8; description.UNKNOWN where not looked up), and if asked for
+                        signature (bytes); for some of the documents a second one: border (bytes), border_of (int64,
+                        which of the part's documents)
 SOURCE-00000.dropped    JSON lines: the rows that cannot be used, with reason and place
 SOURCE-00000.json       counts; its existence means complete
 """
@@ -20,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import languages, task_types
 from data_prep.conversation import BadRow, Conversation
+from data_prep.description import Described
 from data_prep.labelling import IGNORE_INDEX, TokenizedExample
 from data_prep.long_rows import Fitted
 from data_prep.near_duplicates import NearDuplicates, border_signatures, conversation_text, signatures
 from data_prep.readers import RawRow, Slice
-from data_prep.shards import to_json, write_atomically
+from data_prep.shards import list_column, to_json, write_atomically
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class PartWriter:
     """Collects one slice's documents and drops, then writes them."""
 
     encoder: str  # which made the ids; each makes the same
+    described: Described
     examples: list[TokenizedExample] = field(default_factory=list)
     are_cut: list[bool] = field(default_factory=list)  # whether the document lacks the end of its last turn
     rows: list[int] = field(default_factory=list)
@@ -72,14 +74,14 @@ class PartWriter:
 
     def keep(self, raw: RawRow, conversation: Conversation, fitted: Fitted) -> None:
         """Take a row's documents. They share the row's content hash: what is done to one is done to all."""
-        content, task_type = content_hash(fitted.examples), task_types.classify(conversation)
-        language = languages.detect_conversation(conversation)
-        for example in fitted.examples:
+        content, tokens = hashes(fitted.examples)
+        task_type, language = self.described.describe(conversation, raw.number)
+        for example, hashed in zip(fitted.examples, tokens, strict=True):
             self.examples.append(example)
             self.are_cut.append(fitted.how == "truncated")
             self.rows.append(raw.number)
             self.contents.append(content)
-            self.tokens.append(_hash(example.input_ids))
+            self.tokens.append(hashed)
             self.task_types.append(task_type)
             self.languages.append(language)
             if self.near_duplicates:
@@ -139,17 +141,21 @@ class PartWriter:
         }
 
 
-def content_hash(examples: list[TokenizedExample]) -> int:
-    """64-bit hash of what a row trains: ids and labels. Of its raw text it would differ by flags, thoughts or white
-    space that the rendering leaves out, and two rows of the same tokens would not be known as one."""
-    return _hash(*(array for e in examples for array in (e.input_ids, e.labels)))
+def hashes(examples: list[TokenizedExample]) -> tuple[int, list[int]]:
+    """64-bit hashes of a row: of what it trains, ids and labels, and of each example's ids.
 
-
-def _hash(*arrays: np.ndarray) -> int:
-    state = hashlib.blake2b(digest_size=8)
-    for array in arrays:
-        state.update(array.size.to_bytes(4, "little") + array.tobytes())
-    return int.from_bytes(state.digest(), "little")
+    The content hash is not of the raw text: that would differ by flags, thoughts or white space that the rendering
+    leaves out, and two rows of the same tokens would not be known as one.
+    """
+    state, tokens = hashlib.blake2b(digest_size=8), []
+    for position, example in enumerate(examples):
+        size = example.input_ids.size.to_bytes(4, "little")
+        ids = size + example.input_ids.tobytes()
+        state.update(ids)
+        own = state if position == 0 else hashlib.blake2b(ids, digest_size=8)  # the first one's is on the way
+        tokens.append(int.from_bytes(own.digest(), "little"))
+        state.update(size + example.labels.tobytes())
+    return int.from_bytes(state.digest(), "little"), tokens
 
 
 def _num_trained(examples: list[TokenizedExample]) -> np.ndarray:
@@ -168,17 +174,9 @@ def _arrow(examples: list[TokenizedExample]) -> memoryview:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, schema) as writer:
         if examples:
-            columns = [_list_array([getattr(e, f.name) for e in examples]) for f in schema]
+            columns = [list_column([getattr(e, f.name) for e in examples]) for f in schema]
             writer.write_batch(pa.record_batch(columns, schema=schema))
     return memoryview(sink.getvalue())
-
-
-def _list_array(values: list[np.ndarray]) -> Any:
-    import pyarrow as pa
-
-    offsets = np.zeros(len(values) + 1, dtype=np.int32)
-    np.cumsum([v.size for v in values], out=offsets[1:])
-    return pa.ListArray.from_arrays(offsets, np.concatenate(values))
 
 
 def _end_token_ids(examples: list[TokenizedExample], are_cut: list[bool]) -> list[int]:

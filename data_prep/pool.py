@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +19,6 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 _PRELOAD = ["data_prep.worker"]
-# Between two collections. The default looks at every object each few thousand rows, and finds no garbage.
-_GC_THRESHOLD = 100_000
 _SHARED: list[Any] = []  # what run_all gave this process
 
 
@@ -47,11 +46,12 @@ def run_all(
 def _results(work: Callable[[Item, Any], None], items: list[Item], num_workers: int, shared: Any) -> Iterator[None]:
     if num_workers == 1 or len(items) < 2:
         for item in items:
-            work(item, shared)
+            _work(work, item, shared)
             yield
         return
     start_server()
-    workers, given = min(num_workers, len(items)), (dict(os.environ), shared)
+    # Pickled once, and not for each worker: a tokenizer's vocabulary takes a while.
+    workers, given = min(num_workers, len(items)), (dict(os.environ), pickle.dumps(shared))
     with ProcessPoolExecutor(workers, get_context("forkserver"), _start_worker, given) as pool:
         futures = [pool.submit(_call, work, item) for item in items]
         try:
@@ -67,17 +67,27 @@ def _results(work: Callable[[Item, Any], None], items: list[Item], num_workers: 
 
 
 def _call(work: Callable[[Item, Any], None], item: Item) -> None:
-    work(item, _SHARED[0])
+    _work(work, item, _SHARED[0])
 
 
-def _start_worker(environment: dict[str, str], shared: Any) -> None:
+def _work(work: Callable[[Item, Any], None], item: Item, shared: Any) -> None:
+    """Without the collector, which would look at every object each few thousand rows and find no garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        work(item, shared)
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _start_worker(environment: dict[str, str], shared: bytes) -> None:
     """One thread per worker, and no worker that outlives a killed parent (the server ends with it)."""
     os.environ.update(environment)  # the server's may be older
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _SHARED[:] = [shared]
+    _SHARED[:] = [pickle.loads(shared)]
     gc.collect()
-    gc.freeze()
-    gc.set_threshold(_GC_THRESHOLD)
+    gc.freeze()  # so that a collection after an item looks at that item's objects alone
     parent = os.getppid()
 
     def watch() -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STAGES = ("tokenize", "plan", "pack", "finish")
 ENCODERS = ("auto", "tokenizers")
+_TOKENS_PER_PACKER = 1 << 24  # packed in about the time that a worker takes to start
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -126,7 +127,7 @@ def _tokenize(job: Job, num_workers: int, task: tuple[int, int], encoder: str) -
         print(f"{len(mine) - len(todo)} of {len(mine)} parts are tokenized already: going on with the rest")
     if todo and encoder == "auto":
         _use_fast_encoder(job)
-    run_all(tokenize_part, todo, num_workers, "tokenize", shared=(job.recipe, job.renderer))
+    run_all(tokenize_part, todo, num_workers, "tokenize", shared=(job.recipe, job.renderer, job.described))
     if todo:
         refuse_changed_input(job)
 
@@ -160,7 +161,9 @@ def _pack(job: Job, num_workers: int, task: tuple[int, int]) -> None:
     drop_other_markers(job.plan_dir)
     tasks = shard_tasks(_planned(job), job.recipe)[task[0] :: task[1]]
     todo = [t for t in tasks if not t.is_complete(job.plan_dir, job.output)]
-    run_all(write_task, todo, num_workers, "pack", shared=(job.parts, job.plan_dir, job.output))
+    tokens = sum(t.end_row - t.first_row for t in todo) * job.recipe.seq_len
+    workers = min(num_workers, 1 + tokens // _TOKENS_PER_PACKER)
+    run_all(write_task, todo, workers, "pack", shared=(job.parts, job.plan_dir, job.output))
 
 
 def _finish(job: Job, keep_work: bool, started: float) -> dict[str, Any]:

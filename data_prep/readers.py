@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from data_prep.conversation import BadRow
 from data_prep.csv_records import DELIMITERS, Header, read_header, records, to_row
 from data_prep.encodings import UTF8
-from data_prep.json_rows import parse_row
+from data_prep.json_rows import parse_row, parse_rows
 from data_prep.json_spans import Span, file_size, layout, spans, text_start
 from data_prep.local_copies import local_path, localize
 from data_prep.opening import file_identity, source_files
@@ -31,6 +31,7 @@ __all__ = ["TEXT_FORMATS", "RawRow", "Slice", "read_slice", "slice_source", "sou
 
 TEXT_FORMATS = frozenset({"json", "jsonl", *DELIMITERS})
 _SLICE_BYTES = 1 << 25  # after which a slice of long rows ends, since its tokens are held in memory
+_SHORT_SLICE = 1 << 22  # bytes of a JSON array that are parsed at once; the values take several times as much
 _MAX_ROW = 1 << 24  # bytes; a longer "row" is a lost newline or quote, and its values could fill the memory
 
 
@@ -224,11 +225,22 @@ def _read_csv(path: Path, piece: Slice) -> Iterator[PlacedRow]:
 def _read_json(path: Path, piece: Slice) -> Iterator[PlacedRow]:
     with path.open("rb") as scan, path.open("rb", buffering=1 << 20) as data:
         is_array, size = piece.format == "json", file_size(scan)
+        if is_array and (rows := _read_elements(data, piece, size)) is not None:
+            yield from ((f"[{number}]", value) for number, value in enumerate(rows, piece.first_line))
+            return
         found = spans(scan, piece.start, piece.end, piece.first_line, is_array=is_array)
         for begin, end, place in found:
             cut_off = is_array and end == size  # a whole element has a comma or a bracket behind it
             value = _cut_off(begin, end) if cut_off else _read_row(data, begin, end, piece.encoding)
             yield f"[{place}]" if is_array else f":{place}", value
+
+
+def _read_elements(file: BinaryIO, piece: Slice, size: int) -> list[dict[str, Any]] | None:
+    """The slice's rows at once, if it is short and none is faulty. One that ends where the file does is cut off."""
+    if piece.end - piece.start > min(_SHORT_SLICE, _MAX_ROW) or piece.end == size:
+        return None
+    file.seek(piece.start)
+    return parse_rows(file.read(piece.end - piece.start), piece.num_rows)
 
 
 def _read_row(file: BinaryIO, begin: int, end: int, encoding: str) -> dict[str, Any] | BadRow:

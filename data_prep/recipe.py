@@ -129,7 +129,7 @@ class Recipe(_Strict):
     total_tokens: Count | None = None  # size of the training mixture
     total_epochs: Times | None = None  # the same, in passes over all training rows
     order: Literal["shuffled", "curriculum"] = "shuffled"  # of the packed rows
-    rows_per_slice: Annotated[int, Field(ge=1, le=10**7)] = 10_000  # raw rows of one restartable piece of work
+    rows_per_slice: Annotated[int, Field(ge=1, le=10**7)] = 5000  # raw rows of one restartable piece of work
     rows_per_shard: Annotated[int, Field(ge=1, le=10**6)] = 4096  # packed rows of one shard file
 
     @model_validator(mode="after")

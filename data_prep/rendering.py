@@ -83,9 +83,10 @@ class Renderer:
             except BadRow as bad:
                 results[i] = bad
         for start, end in _groups([text for _, text, _ in plain]):
-            encoded = self.encoder.encode_batch([text for _, text, _ in plain[start:end]])
-            for (i, text, trained), tokens in zip(plain[start:end], encoded, strict=True):
-                results[i] = self._labeller.label(text, tokens, trained)
+            texts, trained = [text for _, text, _ in plain[start:end]], [marked for _, _, marked in plain[start:end]]
+            labelled = self._labeller.label_batch(texts, self.encoder.encode_batch(texts), trained)
+            for (i, _, _), result in zip(plain[start:end], labelled, strict=True):
+                results[i] = result
         return [r for r in results if r is not None]
 
     def use_fast_encoder(self, sample: Sequence[Conversation]) -> str | None:
@@ -114,7 +115,8 @@ class Renderer:
         """The text, and the spans of the assistant turns that are trained."""
         placed = None if conversation.tools else self._skeletons.render(conversation.messages)
         text, spans = placed or self._render_template(conversation)
-        return text, [self._without_lead(text, s) for s in self._trained_spans(conversation, spans)]
+        trained = self._trained_spans(conversation, spans)
+        return text, [self._without_lead(text, s) for s in trained] if self._lead else trained
 
     def _render_template(self, conversation: Conversation) -> tuple[str, list[Span]]:
         messages, tools = self._template_messages(conversation), list(conversation.tools) or None
@@ -152,11 +154,10 @@ class Renderer:
         turns = [m for m in conversation.messages if m.role == "assistant"]
         if len(spans) != len(turns):
             raise BadRow("marks_differ", f"the template marks {len(spans)} texts, the row has {len(turns)} answers")
-        chosen = {
-            "all": [m.train is not False for m in turns],
-            "last": [m.train is not False and m is turns[-1] for m in turns],
-            "flags": [m.train is True for m in turns],
-        }[self.train_on]
+        if self.train_on == "flags":
+            chosen = [m.train is True for m in turns]
+        else:
+            chosen = [m.train is not False and (self.train_on == "all" or m is turns[-1]) for m in turns]
         if not any(chosen):
             raise BadRow("no_trained_tokens", f"train_on: {self.train_on} leaves no answer of this row to train on")
         return [span for span, is_chosen in zip(spans, chosen, strict=True) if is_chosen]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_prep.description import UNKNOWN
 from data_prep.languages import LANGUAGES
 from data_prep.mixing import EVAL, TRAIN
 from data_prep.report_inputs import Sample, dropped_examples, sample_documents
@@ -37,8 +38,8 @@ class ReportData:
     source: np.ndarray  # int32, index into manifest["sources"]
     split: np.ndarray  # int8: mixing.TRAIN, EVAL or UNUSED
     copies: np.ndarray  # int32: how often it is used in its split
-    task_type: np.ndarray  # uint8, index into TASK_TYPES
-    language: np.ndarray  # uint8, index into LANGUAGES
+    task_type: np.ndarray  # uint8, index into TASK_TYPES or UNKNOWN
+    language: np.ndarray  # uint8, index into LANGUAGES or UNKNOWN
 
 
 def load_report_data(indices: list[Path], plan: Path) -> ReportData:
@@ -135,9 +136,24 @@ def _figures(documents: ReportData, mine: np.ndarray, seq_len: int) -> dict[str,
         if name == "train" and chosen.size:
             result["histogram"] = _histogram(length)
             weights = {"rows": copies, "trained_tokens": copies * documents.trained[chosen].astype(np.int64)}
-            result["task_types"] = {k: shares(documents.task_type[chosen], w, TASK_TYPES) for k, w in weights.items()}
-            result["languages"] = {k: shares(documents.language[chosen], w, LANGUAGES) for k, w in weights.items()}
+            source = documents.source[chosen]
+            result["task_types"] = _described(documents.task_type[chosen], source, weights, TASK_TYPES)
+            result["languages"] = _described(documents.language[chosen], source, weights, LANGUAGES)
     return result
+
+
+def _described(
+    codes: np.ndarray, source: np.ndarray, weights: dict[str, np.ndarray], names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Shares by each of the weights, and how many documents they were estimated from. Those of a source that were
+    looked at stand for all of its documents."""
+    known = codes != UNKNOWN
+    result: dict[str, Any] = {}
+    for key, weight in weights.items():
+        mine = np.bincount(source[known], weights=weight[known], minlength=1 + source.max())
+        each = np.bincount(source, weights=weight) / np.maximum(mine, 1e-9)
+        result[key] = shares(codes[known], weight[known] * each[source[known]], names)
+    return {**result, "looked_at": int(known.sum())}
 
 
 def _histogram(counts: np.ndarray) -> dict[str, Any]:
@@ -168,7 +184,7 @@ def _notes(numbers: dict[str, Any]) -> Iterator[dict[str, str]]:
     packing = numbers["packing"]["train"]
     if packing["rows"] > 20 and packing["efficiency"] < 0.98:
         yield {"text": f"Packing fills only {packing['efficiency']:.1%} of the training rows: try a larger seq_len."}
-    kind, share = next(iter(numbers["overall"]["task_types"]["rows"].items()))
+    kind, share = next(iter(numbers["overall"]["task_types"]["rows"].items()), ("other", 0.0))
     if share > 0.9:
         yield {"text": f"{share:.0%} of the training documents are of one task type, {kind}."}
     if not numbers["overall"]["eval"]["length"]["rows"]:

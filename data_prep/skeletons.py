@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 from data_prep.chat_templates import ChatTemplate
@@ -36,13 +35,14 @@ class Skeleton:
 
     def fill(self, contents: Sequence[str]) -> tuple[str, list[Span]]:
         """The rendered text and its marked spans, in characters."""
-        pieces = [self.literals[0]]
+        pieces, starts, length = [self.literals[0]], [0], len(self.literals[0])  # where each literal starts
         for content, is_trimmed, literal in zip(contents, self.is_trimmed, self.literals[1:], strict=True):
-            pieces.append(content.strip() if is_trimmed else content)
-            pieces.append(literal)
-        starts = [0, *accumulate(map(len, pieces))]
-        spans = [(starts[2 * a] + start, starts[2 * b] + end) for a, start, b, end in self.marks]
-        return "".join(pieces), spans
+            text = content.strip() if is_trimmed else content
+            pieces += text, literal
+            length += len(text)
+            starts.append(length)
+            length += len(literal)
+        return "".join(pieces), [(starts[a] + start, starts[b] + end) for a, start, b, end in self.marks]
 
 
 class Skeletons:
@@ -60,12 +60,14 @@ class Skeletons:
 
     def render(self, messages: Sequence[Message]) -> tuple[str, list[Span]] | None:
         """The rendered text and its marked spans, or None where the template itself has to be rendered."""
-        if not self._is_placed or any(m.tool_calls or m.reasoning is not None for m in messages):
+        if not self._is_placed:
             return None
-        contents = [m.content for m in messages]
-        if self._unless and any(self._unless in content for content in contents):
-            return None
-        roles = tuple(m.role for m in messages)
+        for message in messages:
+            if message.tool_calls or message.reasoning is not None:
+                return None
+            if self._unless and self._unless in message.content:
+                return None
+        contents, roles = [m.content for m in messages], tuple([m.role for m in messages])
         if roles not in self._by_roles:
             if len(self._by_roles) >= _MOST:
                 return None

@@ -8,6 +8,7 @@ from itertools import islice
 from data_prep.chat_templates import load_tokenizer, resolve_chat_template
 from data_prep.conversation import BadRow, Conversation
 from data_prep.decontamination import evaluation_index
+from data_prep.description import Described
 from data_prep.filters import check, check_trained_tokens
 from data_prep.labelling import TokenizedExample
 from data_prep.languages import LANGUAGES, detect_conversation
@@ -20,7 +21,7 @@ from data_prep.rendering import Renderer
 from data_prep.sources import to_conversation
 
 _SAMPLED_PLACES, _SAMPLED_ROWS = 8, 64
-ROWS_PER_CALL = 4096  # rows rendered in one call; the renderer encodes less at once where they are long
+ROWS_PER_CALL = 8192  # rows rendered in one call; the renderer encodes less at once where they are long
 
 
 def make_renderer(recipe: Recipe) -> Renderer:
@@ -48,15 +49,18 @@ def sample(parts: list[Part], recipe: Recipe) -> list[Conversation]:
     return chosen
 
 
-def tokenize_part(part: Part, how: tuple[Recipe, Renderer]) -> None:
+def tokenize_part(part: Part, how: tuple[Recipe, Renderer, dict[str, Described]]) -> None:
     """Tokenize one slice and write its part.
+
+    Args:
+        how: the recipe, what renders, and which rows are described, by source.
 
     Raises:
         ValueError: a row cannot be used and the recipe says to refuse.
     """
-    recipe, renderer = how
-    writer = PartWriter(encoder=renderer.encoder.name, near_duplicates=recipe.near_duplicates)
+    recipe, renderer, described = how
     source = next(s for s in recipe.sources if s.name == part.slice.source)
+    writer = PartWriter(renderer.encoder.name, described[source.name], near_duplicates=recipe.near_duplicates)
     rows = read_slice(source, part.slice)
     while batch := list(islice(rows, ROWS_PER_CALL)):
         for raw, conversation, result, is_masked in _render(batch, source, recipe, renderer):

@@ -402,7 +402,7 @@ def test_either_encoder_gives_the_same_bytes_and_the_manifest_says_which_ran(rec
 
 
 def test_without_the_faster_encoder_it_says_why(recipe_file, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("data_prep.fast_encoder.build", lambda tokenizer: "tiktoken is not installed")
+    monkeypatch.setattr("data_prep.fast_encoder.build", lambda *_: "tiktoken is not installed")
     assert run(recipe_file, tmp_path / "out") == 0
     assert "as the faster encoder cannot be used: tiktoken is not installed" in capsys.readouterr().out
 

@@ -466,3 +466,23 @@ def test_real_files_give_all_their_rows(shared_data, name, num_rows, bad):
         assert found == (
             json.loads(text) if text[0] == "[" else [json.loads(line) for line in text.split("\n") if line]
         )
+
+
+@pytest.mark.parametrize("spoilt", [None, "[1]", "{1}", '{"a": "\x01"}', "", '{"a": ' + "[" * 101 + "]" * 101 + "}"])
+def test_an_array_read_at_once_gives_the_rows_that_are_read_one_by_one(tmp_path, monkeypatch, spoilt):
+    rows = [json.dumps({"a": f"{i} 한글", "m": [{"b": [i]}]}, ensure_ascii=bool(i % 2)) for i in range(20)]
+    if spoilt is not None:
+        rows[7] = spoilt
+    source = source_of(write(tmp_path / "x.json", "[" + ",\n ".join(rows) + "]"))
+    at_once = read_all(source, 5)
+    monkeypatch.setattr("data_prep.readers._SHORT_SLICE", 0)
+    one_by_one = read_all(source, 5)
+    assert [(r.number, r.where) for r in at_once] == [(r.number, r.where) for r in one_by_one]
+    assert values(at_once) == values(one_by_one)
+    assert len(at_once) == 20
+
+
+def test_an_array_is_read_at_once(tmp_path, monkeypatch):
+    source = source_of(write(tmp_path / "x.json", json.dumps(ROWS)))
+    monkeypatch.setattr("data_prep.readers._read_row", None)  # would be called for each row
+    assert len(read_all(source, 7)) == len(ROWS)

@@ -15,6 +15,7 @@ import yaml
 
 from data_prep import prepare
 from data_prep.charts import HEIGHT, WIDTH, histogram_chart
+from data_prep.description import UNKNOWN
 from data_prep.languages import LANGUAGES
 from data_prep.mixing import EVAL, TRAIN, UNUSED
 from data_prep.report import REPORT_HTML, REPORT_JSON, ReportData, build_report, load_report_data, write_report
@@ -145,6 +146,17 @@ def test_numbers_equal_numpy_on_every_use(manifest, documents):
     train = manifest["splits"]["train"]
     assert numbers["packing"]["train"]["efficiency"] == pytest.approx(train["tokens"] / train["rows"] / 512, abs=1e-6)
     assert json.loads(json.dumps(numbers)) == numbers
+
+
+def test_a_sample_is_called_a_sample(manifest, documents):
+    documents.task_type[::2] = UNKNOWN
+    page, numbers = build_report(manifest, documents, [], {})
+    train = documents.split == TRAIN
+    some, everything = int((documents.task_type[train] != UNKNOWN).sum()), int(train.sum())
+    assert f"Told from {some:,} of {everything:,} documents" in page
+    assert page.count("Told from") == 1  # the languages of all are known
+    assert numbers["overall"]["task_types"]["looked_at"] == some
+    assert sum(numbers["overall"]["task_types"]["rows"].values()) == pytest.approx(1)
 
 
 def test_the_page_is_sound_self_contained_and_the_same_each_time(manifest, documents):

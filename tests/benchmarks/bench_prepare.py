@@ -189,10 +189,8 @@ def profile(data: Path, output: Path, encoder: str) -> dict[str, float]:
     """CPU seconds of each step for the first part, step by step, in this process."""
     from data_prep import prepare
     from data_prep.conversation import Conversation
-    from data_prep.languages import detect_conversation
-    from data_prep.parts import PartWriter, content_hash
+    from data_prep.parts import PartWriter, hashes
     from data_prep.readers import read_slice
-    from data_prep.task_types import classify
     from data_prep.tokenize_stage import _convert, _take
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -215,12 +213,12 @@ def profile(data: Path, output: Path, encoder: str) -> dict[str, float]:
     step("look for control tokens", lambda: [renderer._control.spelled_in(c) for c in conversations])
     rendered = step("render", lambda: [renderer._render_text(c) for c in conversations])
     tokens = step("encode", lambda: renderer.encoder.encode_batch([text for text, _ in rendered]))
-    label = renderer._labeller.label
-    examples = step("label", lambda: [label(t, e, s) for (t, s), e in zip(rendered, tokens, strict=True)])
-    step("task type", lambda: [classify(c) for c in conversations])
-    step("language", lambda: [detect_conversation(c) for c in conversations])
-    step("content hash", lambda: [content_hash([e]) for e in examples])
-    writer = PartWriter(renderer.encoder.name)
+    texts, spans = zip(*rendered, strict=True)
+    examples = step("label", lambda: renderer._labeller.label_batch(texts, tokens, spans))
+    describe = job.described[source.name].describe
+    step("task type and language", lambda: [describe(c, raw.number) for raw, c in pairs])
+    step("content hash", lambda: [hashes([e]) for e in examples])
+    writer = PartWriter(renderer.encoder.name, job.described[source.name])
     triples = [(raw, c, e) for (raw, c), e in zip(pairs, examples, strict=True)]
     step("the three and the rest", lambda: [_take(*triple, source, recipe, renderer, writer) for triple in triples])
     step("write", lambda: writer.write(part))

@@ -1,0 +1,57 @@
+"""Task types and languages: of each row of a small source, of a sample of a large one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from data_prep.conversation import Conversation, Message
+from data_prep.description import SAMPLED_ROWS, UNKNOWN, Described
+from data_prep.languages import LANGUAGES
+from data_prep.readers import Slice
+from data_prep.recipe import Source
+from data_prep.report import _described
+from data_prep.task_types import TASK_TYPES
+
+TALK = Conversation((Message("user", "Summarize this text for me"), Message("assistant", "No.")), "s", 0)
+
+
+def described(rows: int, **options) -> Described:
+    slices = [Slice("s", i, "x", 0, 1, i, n, 0) for i, n in enumerate((rows - rows // 2, rows // 2))]
+    return Described.of_source(Source(name="s", path="x", form="alpaca", **options), slices)
+
+
+@pytest.mark.parametrize("rows", [1, SAMPLED_ROWS, 2 * SAMPLED_ROWS - 1])
+def test_every_row_of_a_small_source(rows):
+    expected = (TASK_TYPES.index("summarisation"), LANGUAGES.index("en"))
+    assert {described(rows).describe(TALK, row) for row in range(100)} == {expected}
+
+
+def test_a_sample_of_a_large_source_in_no_step_with_its_rows():
+    rows = 7 * SAMPLED_ROWS
+    chosen = np.array([described(rows).describe(TALK, row) != (UNKNOWN, UNKNOWN) for row in range(rows)])
+    assert chosen.sum() == pytest.approx(SAMPLED_ROWS, rel=0.02)
+    for period in range(2, 20):  # rows of files that take turns between kinds
+        counts = np.bincount(np.arange(rows)[chosen] % period)
+        assert counts.min() > 0.85 * counts.max(), period
+
+
+def test_balance_needs_the_task_type_of_each_row():
+    found = [described(100 * SAMPLED_ROWS, balance="task_type").describe(TALK, row) for row in range(1000)]
+    assert UNKNOWN not in {task_type for task_type, _ in found}
+    assert 0 < sum(language != UNKNOWN for _, language in found) < 100
+
+
+def test_a_source_that_is_sampled_counts_in_full():
+    """Of two sources alike in size, one is looked at in a tenth of its documents."""
+    source = np.repeat([0, 1], 1000)
+    codes = np.where(source == 0, 2, 5).astype(np.uint8)
+    codes[1000:][np.arange(1000) % 10 > 0] = UNKNOWN
+    shares = _described(codes, source, {"rows": np.ones(2000)}, TASK_TYPES)
+    assert shares["rows"] == {TASK_TYPES[2]: 0.5, TASK_TYPES[5]: 0.5}
+    assert shares["looked_at"] == 1100
+
+
+def test_nothing_looked_at_is_no_share():
+    codes = np.full(3, UNKNOWN, dtype=np.uint8)
+    assert _described(codes, np.zeros(3, dtype=int), {"rows": np.ones(3)}, LANGUAGES) == {"rows": {}, "looked_at": 0}
