@@ -14,7 +14,7 @@ whose trainer prepares the same rows with as many processes. The last line is JS
     efficiency           of packing, by seq_len
     cpu                  seconds of processor time, of all processes, per million tokens: what other work on the machine
                          does to the clock it does not do to these
-    profile              CPU seconds per 10,000 rows by step, in one process
+    profile              CPU seconds of the first slice by step, in one process, and its rows
     command_seconds      the whole command, imports, proof of the encoder and report included
     load                 the machine's load average before and after: above num_workers, the clock is not to be trusted
 """
@@ -207,6 +207,7 @@ def profile(data: Path, output: Path, encoder: str) -> dict[str, float]:
         return result
 
     rows = step("read", lambda: list(read_slice(source, part.slice)))
+    seconds["rows"] = len(rows)
     converted = step("convert", lambda: [_convert(raw, source, recipe) for raw in rows])
     pairs = [(raw, c) for raw, c in zip(rows, converted, strict=True) if isinstance(c, Conversation)]
     conversations = [c for _, c in pairs]
