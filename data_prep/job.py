@@ -18,11 +18,12 @@ from data_prep.parts import Part
 from data_prep.readers import Slice, read_slice, slice_source, source_identity
 from data_prep.recipe import Recipe, Source
 from data_prep.rendering import Renderer, fingerprint
-from data_prep.shards import MANIFEST, check_files, read_manifest, to_json, write_atomically
+from data_prep.shards import MANIFEST, SPLITS, TOKENIZER_DIR, check_files, read_manifest, to_json, write_atomically
 from data_prep.sources import check_columns, resolve_form, unread_columns
 from data_prep.tokenize_stage import make_renderer
 
 WORK_DIR = ".work"
+_WRITTEN = frozenset({WORK_DIR, MANIFEST, TOKENIZER_DIR, "dropped", "report.json", *SPLITS})  # names in --output
 _WORK_FORMAT = 5  # of the parts and the plan: work that another version left is not reused
 # What decides the bytes of a part. A part's folder is named by it, so that a changed recipe reuses no part wrongly, and
 # reuses all parts when only the mixture has changed.
@@ -80,6 +81,7 @@ def open_job(recipe: Recipe, output: Path) -> Job:
         ValueError: input that cannot be used.
     """
     inputs = {source.name: source_identity(source) for source in recipe.sources}
+    _refuse_own_output(inputs, output)
     recognised = frozenset(source.name for source in recipe.sources if source.form == "auto")
     is_complete = (output / MANIFEST).exists()
     prepared = _as_prepared(recipe, read_manifest(output)) if is_complete else None
@@ -100,6 +102,18 @@ def open_job(recipe: Recipe, output: Path) -> Job:
     if not parts:
         raise ValueError("the sources hold no rows")
     return Job(recipe, output, renderer, identity, parts, recognised, described)
+
+
+def _refuse_own_output(inputs: dict[str, list[dict[str, Any]]], output: Path) -> None:
+    """A glob such as DIR/**/*.jsonl finds what an earlier run has written, dropped rows above all."""
+    folder = output.resolve()
+    for name, files in inputs.items():
+        for path in (Path(file["path"]).resolve() for file in files if "path" in file):
+            if path.is_relative_to(folder) and path.relative_to(folder).parts[0] in _WRITTEN:
+                raise ValueError(
+                    f"source {name!r}: {path} is a file that preparation itself writes into --output {output}: let "
+                    "`path` name the raw files only, or choose an --output that it does not reach"
+                )
 
 
 def refuse_changed_input(job: Job) -> None:

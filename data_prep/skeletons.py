@@ -11,6 +11,7 @@ For such a template the roles alone decide what stands around the contents. Any 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,18 +78,20 @@ class Skeletons:
 
     def _make(self, roles: tuple[str, ...]) -> Skeleton | None:
         signs = [chr(_PRIVATE + i) for i in range(len(roles))]
+        wanted = frozenset(signs)
         turns = [{"role": role, "content": f"{_BEFORE}{sign}{_AFTER}"} for role, sign in zip(roles, signs, strict=True)]
         text, spans = self._apply(turns)
-        if any(text.count(sign) != 1 for sign in signs):
+        places = [(character, at) for at, character in enumerate(text) if character in wanted]
+        if len(places) != len(signs) or len(dict(places)) != len(signs):
             return None
-        return _cut(text, spans, signs)
+        return _cut(text, spans, signs, dict(places))
 
 
-def _cut(text: str, spans: list[Span], signs: list[str]) -> Skeleton | None:
-    """Cut the contents out of a rendering in which each is a sign between two kinds of space."""
+def _cut(text: str, spans: list[Span], signs: list[str], places: dict[str, int]) -> Skeleton | None:
+    """Cut the contents out of a rendering in which each is a sign, at its place, between two kinds of space."""
     literals, starts, is_trimmed, done = [], [0], [], 0
     for sign in signs:
-        at = text.index(sign)
+        at = places[sign]
         whole = text[at - 1 : at + 2] == f"{_BEFORE}{sign}{_AFTER}"
         begin, end = (at - 1, at + 2) if whole else (at, at + 1)
         if begin < done:
@@ -98,13 +101,13 @@ def _cut(text: str, spans: list[Span], signs: list[str]) -> Skeleton | None:
         starts.append(end)
         done = end
     literals.append(text[done:])
-    marks = [(*_place(start, starts, literals), *_place(end, starts, literals)) for start, end in spans]
+    ends = [start + len(literal) for start, literal in zip(starts, literals, strict=True)]
+    marks = [(*_place(start, starts, ends), *_place(end, starts, ends)) for start, end in spans]
     return Skeleton(tuple(literals), tuple(is_trimmed), tuple(marks))
 
 
-def _place(position: int, starts: list[int], literals: list[str]) -> tuple[int, int]:
+def _place(position: int, starts: list[int], ends: list[int]) -> tuple[int, int]:
     """The literal that holds a position (or ends there), and the offset in it."""
-    for number, (start, literal) in enumerate(zip(starts, literals, strict=True)):
-        if start <= position <= start + len(literal):
-            return number, position - start
-    raise AssertionError("a mark inside a content")
+    number = bisect_left(ends, position)
+    assert starts[number] <= position, "a mark inside a content"
+    return number, position - starts[number]

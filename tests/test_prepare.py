@@ -401,6 +401,15 @@ def test_either_encoder_gives_the_same_bytes_and_the_manifest_says_which_ran(rec
     }
 
 
+def test_what_preparation_wrote_is_no_input_of_it(recipe_file, tmp_path, capsys):
+    assert run(recipe_file, tmp_path / "out") == 0
+    recipe = yaml.safe_load(recipe_file.read_text())
+    source = {**recipe["sources"][0], "path": f"{tmp_path}/**/*.jsonl"}
+    assert list((tmp_path / "out" / "dropped").glob("*.jsonl"))
+    assert run(edit_recipe(recipe_file, sources=[source]), tmp_path / "out") == 2
+    assert "is a file that preparation itself writes into --output" in capsys.readouterr().err
+
+
 def test_without_the_faster_encoder_it_says_why(recipe_file, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("data_prep.fast_encoder.build", lambda *_: "tiktoken is not installed")
     assert run(recipe_file, tmp_path / "out") == 0

@@ -32,7 +32,7 @@ from data_prep.recipe import Recipe
 from data_prep.shards import to_json, write_atomically
 
 SEQ_LEN = 4096
-PART_DOCUMENTS = 100_000
+PART_DOCUMENTS = 5000  # as rows_per_slice
 EXTRAPOLATED = 100_000_000
 
 
