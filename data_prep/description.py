@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data_prep import languages, task_types
+from data_prep.selection import selection_key
 
 if TYPE_CHECKING:
     from data_prep.conversation import Conversation
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
 
 SAMPLED_ROWS = 10_000  # of a source, about; twice as many at most
 UNKNOWN = 255  # in the place of an index into TASK_TYPES or LANGUAGES
-_MIXER = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: Fibonacci hashing (Knuth, TAOCP 3, 6.4)
+_SEED = 42  # the recipe's default. Its own would make the parts anew with each change of it
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """The rows of one source that are described: one of so many, by a hash of the row's number."""
+    """The rows of one source that are described: one of so many.
+
+    Those with the smallest selection keys, which the plan uses first: of a source of which little is used, all that is.
+    """
 
     task_type_every: int
     language_every: int
@@ -37,13 +41,13 @@ class Described:
         every = max(1, rows // SAMPLED_ROWS)
         return cls(1 if source.balance == "task_type" else every, every)
 
-    def describe(self, conversation: Conversation, row: int) -> tuple[int, int]:
-        """Indices into TASK_TYPES and LANGUAGES, or UNKNOWN."""
-        task_type = task_types.classify(conversation) if _is_chosen(row, self.task_type_every) else UNKNOWN
-        language = languages.detect_conversation(conversation) if _is_chosen(row, self.language_every) else UNKNOWN
+    def describe(self, conversation: Conversation, content: int) -> tuple[int, int]:
+        """Indices into TASK_TYPES and LANGUAGES, or UNKNOWN.
+
+        Args:
+            content: the row's content hash.
+        """
+        key = selection_key(content, _SEED) if self.language_every > 1 else 0
+        task_type = task_types.classify(conversation) if key * self.task_type_every < 2**64 else UNKNOWN
+        language = languages.detect_conversation(conversation) if key * self.language_every < 2**64 else UNKNOWN
         return task_type, language
-
-
-def _is_chosen(row: int, every: int) -> bool:
-    """Not each `every`-th row: files often take turns between kinds of rows."""
-    return every == 1 or (row * _MIXER >> 32 & 0xFFFFFFFF) % every == 0

@@ -13,6 +13,7 @@ import numpy as np
 
 from data_prep.near_duplicates import Border, cluster_ids, roots, unite
 from data_prep.recipe import Recipe, Source
+from data_prep.selection import selection_order
 from data_prep.weighting import amounts, assign_copies
 
 TRAIN, EVAL, UNUSED = 0, 1, 2
@@ -129,15 +130,6 @@ def _clusters(documents: Documents, near: np.ndarray | None) -> np.ndarray:
     if near is not None:
         unite(clusters, near, numbers)
     return documents.tokens[roots(clusters, numbers)]
-
-
-def selection_order(content: np.ndarray, seed: int) -> np.ndarray:
-    """(documents,) uint64 pseudo-random keys from content and seed (splitmix64's finaliser, Steele et al. 2014)."""
-    increment = (seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % 2**64
-    x = content.astype(np.uint64) + np.uint64(increment)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _take(mine: np.ndarray, documents: Documents, rank: np.ndarray, take: int | float | None) -> np.ndarray:

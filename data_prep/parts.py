@@ -75,7 +75,7 @@ class PartWriter:
     def keep(self, raw: RawRow, conversation: Conversation, fitted: Fitted) -> None:
         """Take a row's documents. They share the row's content hash: what is done to one is done to all."""
         content, tokens = hashes(fitted.examples)
-        task_type, language = self.described.describe(conversation, raw.number)
+        task_type, language = self.described.describe(conversation, content)
         for example, hashed in zip(fitted.examples, tokens, strict=True):
             self.examples.append(example)
             self.are_cut.append(fitted.how == "truncated")

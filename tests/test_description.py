@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_prep.conversation import Conversation, Message
 from data_prep.description import SAMPLED_ROWS, UNKNOWN, Described
 from data_prep.languages import LANGUAGES
 from data_prep.readers import Slice
-from data_prep.recipe import Source
+from data_prep.recipe import Recipe, Source
 from data_prep.report import _described
+from data_prep.selection import selection_key, selection_order
 from data_prep.task_types import TASK_TYPES
 
 TALK = Conversation((Message("user", "Summarize this text for me"), Message("assistant", "No.")), "s", 0)
@@ -24,20 +27,27 @@ def described(rows: int, **options) -> Described:
 @pytest.mark.parametrize("rows", [1, SAMPLED_ROWS, 2 * SAMPLED_ROWS - 1])
 def test_every_row_of_a_small_source(rows):
     expected = (TASK_TYPES.index("summarisation"), LANGUAGES.index("en"))
-    assert {described(rows).describe(TALK, row) for row in range(100)} == {expected}
+    assert {described(rows).describe(TALK, content) for content in (0, 1, 2**63, 2**64 - 1)} == {expected}
 
 
-def test_a_sample_of_a_large_source_in_no_step_with_its_rows():
+def test_a_sample_of_a_large_source_that_the_plan_uses_first():
     rows = 7 * SAMPLED_ROWS
-    chosen = np.array([described(rows).describe(TALK, row) != (UNKNOWN, UNKNOWN) for row in range(rows)])
-    assert chosen.sum() == pytest.approx(SAMPLED_ROWS, rel=0.02)
-    for period in range(2, 20):  # rows of files that take turns between kinds
-        counts = np.bincount(np.arange(rows)[chosen] % period)
-        assert counts.min() > 0.85 * counts.max(), period
+    contents = np.random.default_rng(0).integers(0, 2**64, rows, dtype=np.uint64)
+    chosen = np.array([described(rows).describe(TALK, c) != (UNKNOWN, UNKNOWN) for c in contents.tolist()])
+    assert chosen.sum() == pytest.approx(SAMPLED_ROWS, rel=0.05)
+    seed = Recipe.model_fields["seed"].default
+    first = np.argsort(selection_order(contents, seed))[: chosen.sum()]
+    assert set(first) == set(np.flatnonzero(chosen))  # what `take`, or a part of a pass, would use
+
+
+@given(content=st.integers(0, 2**64 - 1), seed=st.integers(0, 2**63 - 1))
+def test_one_selection_key_is_that_of_many(content, seed):
+    assert selection_key(content, seed) == selection_order(np.array([content], dtype=np.uint64), seed)[0]
 
 
 def test_balance_needs_the_task_type_of_each_row():
-    found = [described(100 * SAMPLED_ROWS, balance="task_type").describe(TALK, row) for row in range(1000)]
+    contents = np.random.default_rng(1).integers(0, 2**64, 1000, dtype=np.uint64).tolist()
+    found = [described(100 * SAMPLED_ROWS, balance="task_type").describe(TALK, content) for content in contents]
     assert UNKNOWN not in {task_type for task_type, _ in found}
     assert 0 < sum(language != UNKNOWN for _, language in found) < 100
 

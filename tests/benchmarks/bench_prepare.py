@@ -217,8 +217,11 @@ def profile(data: Path, output: Path, encoder: str) -> dict[str, float]:
     texts, spans = zip(*rendered, strict=True)
     examples = step("label", lambda: renderer._labeller.label_batch(texts, tokens, spans))
     describe = job.described[source.name].describe
-    step("task type and language", lambda: [describe(c, raw.number) for raw, c in pairs])
-    step("content hash", lambda: [hashes([e]) for e in examples])
+    contents = step("content hash", lambda: [hashes([e])[0] for e in examples])
+    step(
+        "task type and language",
+        lambda: [describe(c, content) for (_, c), content in zip(pairs, contents, strict=True)],
+    )
     writer = PartWriter(renderer.encoder.name, job.described[source.name])
     triples = [(raw, c, e) for (raw, c), e in zip(pairs, examples, strict=True)]
     step("the three and the rest", lambda: [_take(*triple, source, recipe, renderer, writer) for triple in triples])
