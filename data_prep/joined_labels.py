@@ -78,10 +78,7 @@ class JoinedTexts:
         return edges[:, 0], edges[:, 1], is_inside
 
     def _with_two(self, bos: int | None, ids: np.ndarray) -> np.ndarray:
-        """The texts that begin with two of a token."""
-        sizes = self._sizes()
-        starts = sizes.cumsum() - sizes
+        """The texts that begin with two of a token, and some of one token that may."""
+        starts = self._sizes().cumsum() - self._sizes()
         second = np.minimum(starts + 1, ids.size - 1)
-        return (
-            np.flatnonzero((sizes > 1) & (ids[starts] == bos) & (ids[second] == bos)) if bos is not None else starts[:0]
-        )
+        return np.flatnonzero((ids[starts] == bos) & (ids[second] == bos)) if bos is not None else starts[:0]

@@ -32,15 +32,15 @@ def parse_row(raw: bytes, encoding: str) -> dict[str, Any] | BadRow:
     return value
 
 
-def parse_rows(raw: bytes, count: int) -> list[dict[str, Any]] | None:
+def parse_rows(raw: bytes) -> list[dict[str, Any]] | None:
     """The objects of an array's elements, UTF-8, commas between them, in a third of the time; None if these are not
-    `count` objects without fault, and each has to be looked at by itself."""
+    objects without fault, and each has to be looked at by itself."""
     try:
         values = json.loads(f"[{raw.decode(UTF8)}]")
     except (ValueError, RecursionError):
         return None
-    is_whole = len(values) == count and all(type(value) is dict for value in values)
-    return values if is_whole and not any(_is_nested(v) and is_too_deep(v) for v in values) else None
+    are_objects = all(type(value) is dict for value in values)
+    return values if are_objects and not any(_is_nested(v) and is_too_deep(v) for v in values) else None
 
 
 def _loads(text: str) -> Any:

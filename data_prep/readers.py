@@ -240,7 +240,7 @@ def _read_elements(file: BinaryIO, piece: Slice, size: int) -> list[dict[str, An
     if piece.end - piece.start > min(_SHORT_SLICE, _MAX_ROW) or piece.end == size:
         return None
     file.seek(piece.start)
-    return parse_rows(file.read(piece.end - piece.start), piece.num_rows)
+    return parse_rows(file.read(piece.end - piece.start))
 
 
 def _read_row(file: BinaryIO, begin: int, end: int, encoding: str) -> dict[str, Any] | BadRow:

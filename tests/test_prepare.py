@@ -13,13 +13,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from data_prep import inspect_shards, prepare, shards, tokenize_stage
 from data_prep.job import open_job
 from data_prep.recipe import load_recipe
-from data_prep.shards import MANIFEST, read_manifest, read_rows, shard_files
+from data_prep.shards import MANIFEST, int32_view, list_column, read_manifest, read_rows, shard_files
 from tests.conftest import CORPUS, ROOT
 
 NUM_ROWS = 120
@@ -439,3 +440,12 @@ def test_the_manifest_names_every_id_that_ends_a_trained_turn(tmp_path, tiny_tok
     assert inspect_shards.main([str(tmp_path / "out"), "--rows", "0"]) == 0
     ends = [tiny_tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<pad>")]
     assert read_manifest(tmp_path / "out")["end_token_ids"] == ends
+
+
+def test_a_column_of_lists_takes_any_integers_and_reads_back_in_place():
+    lists = [np.arange(3), np.array([], dtype=np.int64), np.array([7, 2**31 - 1], dtype=np.uint32)]
+    column = list_column(lists)
+    column.validate(full=True)
+    assert column.to_pylist() == [a.tolist() for a in lists]
+    assert int32_view(column.values[1:4]).tolist() == [1, 2, 7]
+    assert int32_view(list_column([np.array([], dtype=np.int32)]).values).tolist() == []
