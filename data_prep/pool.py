@@ -10,11 +10,10 @@ import gc
 import os
 import pickle
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import forkserver, get_context
+from multiprocessing import forkserver, get_context, parent_process
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -82,17 +81,18 @@ def _work(work: Callable[[Item, Any], None], item: Item, shared: Any) -> None:
 
 
 def _start_worker(environment: dict[str, str], shared: bytes) -> None:
-    """One thread per worker, and no worker that outlives a killed parent (the server ends with it)."""
+    """One thread per worker. A worker ends with the process that asked for it, however that ends, and then the server,
+    which stays as long as one of them could ask it for another."""
     os.environ.update(environment)  # the server's may be older
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _SHARED[:] = [pickle.loads(shared)]
     gc.collect()
     gc.freeze()  # so that a collection after an item looks at that item's objects alone
-    parent = os.getppid()
+    asking = parent_process()
+    assert asking is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        asking.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -70,6 +70,12 @@ def all_bytes(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    found = [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+    return found + [below for child in found for below in descendants(child)]
+
+
 def decoded_documents(folder: Path, tokenizer) -> Counter[str]:
     manifest, found = read_manifest(folder), Counter()
     for split in ("train", "eval"):
@@ -177,9 +183,15 @@ def test_the_same_bytes_after_a_real_kill_with_two_workers(recipe_file, tmp_path
     while not list(tmp_path.glob("killed/.work/tokenize-*/*.json")):
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.01)
+    others = descendants(process.pid)
+    assert len(others) >= 2  # the server, and a worker
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / MANIFEST).exists()
+    deadline = time.monotonic() + 20
+    while left := [pid for pid in others if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, f"processes {left} outlive the one that was killed"
+        time.sleep(0.1)
     assert run(recipe_file, tmp_path / "killed", 2) == 0
     assert run(recipe_file, tmp_path / "whole", 1) == 0
     assert all_bytes(tmp_path / "killed") == all_bytes(tmp_path / "whole")
