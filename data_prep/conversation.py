@@ -112,10 +112,9 @@ def validate(conversation: Conversation) -> None:
     messages = conversation.messages
     if not messages:
         raise BadRow("no_messages", "the row has no messages")
-    roles = [m.role for m in messages]
     for position, message in enumerate(messages):
-        if roles[position] not in _PLAIN_ROLES or message.tool_calls or not message.content.strip():
-            _validate_message(message, position)
+        _validate_message(message, position)
+    roles = [m.role for m in messages]
     if "assistant" not in roles:
         raise BadRow("no_assistant_turn", f"roles are {roles}: nothing to train on")
     if "user" not in roles[: roles.index("assistant")]:
@@ -132,7 +131,6 @@ def _validate_text(text: str) -> None:
         raise BadRow("not_unicode", f"a lone surrogate at character {error.start} of {text[:60]!r}") from None
 
 
-_PLAIN_ROLES = ("user", "assistant")  # of messages with content and without calls, nothing can be wrong
 _EMPTY = {"assistant": "empty_output", "user": "empty_input", "system": "empty_system", "tool": "empty_tool_result"}
 
 

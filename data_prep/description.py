@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data_prep import languages, task_types
-from data_prep.selection import selection_key
+from data_prep.recipe import Recipe, Source
+from data_prep.selection import selection_order
 
 if TYPE_CHECKING:
     from data_prep.conversation import Conversation
     from data_prep.readers import Slice
-    from data_prep.recipe import Source
 
 SAMPLED_ROWS = 10_000  # of a source, about; twice as many at most
 UNKNOWN = 255  # in the place of an index into TASK_TYPES or LANGUAGES
-_SEED = 42  # the recipe's default. Its own would make the parts anew with each change of it
+_SEED = Recipe.model_fields["seed"].default  # a recipe's own would make the parts anew with each change of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Described:
         Args:
             content: the row's content hash.
         """
-        key = selection_key(content, _SEED) if self.language_every > 1 else 0
+        key = selection_order(content, _SEED) if self.language_every > 1 else 0
         task_type = task_types.classify(conversation) if key * self.task_type_every < 2**64 else UNKNOWN
         language = languages.detect_conversation(conversation) if key * self.language_every < 2**64 else UNKNOWN
         return task_type, language

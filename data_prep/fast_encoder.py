@@ -111,8 +111,7 @@ class FastEncoder:
     def _encode_joined(self, texts: list[str]) -> Iterator[ByteTokens | None]:
         """All texts in one call, which saves a third of the time. Nothing is merged across an added token."""
         ids = self._encoding.encode_to_numpy(_SEPARATOR.join(texts), allowed_special="all", disallowed_special=())
-        is_separator = ids == self._separator
-        stops = np.append(np.flatnonzero(is_separator), ids.size)
+        stops = np.append(np.flatnonzero(ids == self._separator), ids.size)
         ends = self._lengths[ids].cumsum()
         before = np.append(0, ends)[np.append(0, stops[:-1])]  # bytes before each text: a separator has none
         sizes = np.diff(stops, prepend=-1)

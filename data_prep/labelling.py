@@ -43,17 +43,15 @@ class Labeller:
         self, texts: Sequence[str], encoded: Sequence[EncodedText], spans: Sequence[list[Span]]
     ) -> list[TokenizedExample | BadRow]:
         """What `label` makes of each text; of those encoded byte by byte that are as usual, all at once."""
-        pairs: list[Pair | None] = [None] * len(encoded)
-        joined = [i for i, tokens in enumerate(encoded) if isinstance(tokens, ByteTokens) and tokens.ids.size]
+        joined = {i: tokens for i, tokens in enumerate(encoded) if isinstance(tokens, ByteTokens) and tokens.ids.size}
+        pairs: dict[int, Pair | None] = {}
         if joined:
-            texts_and_tokens = [texts[i] for i in joined], [encoded[i] for i in joined]
-            together = JoinedTexts(*texts_and_tokens)  # type: ignore[arg-type]  # they are ByteTokens
+            together = JoinedTexts([texts[i] for i in joined], list(joined.values()))
             labelled = together.labels([spans[i] for i in joined], self._end_ids, self._bos, IGNORE_INDEX)
-            for i, pair in zip(joined, labelled, strict=True):
-                pairs[i] = pair
+            pairs = dict(zip(joined, labelled, strict=True))
         return [
-            TokenizedExample(*pair) if pair else self.label(texts[i], encoded[i], spans[i])
-            for i, pair in enumerate(pairs)
+            TokenizedExample(*pair) if (pair := pairs.get(i)) else self.label(texts[i], tokens, spans[i])
+            for i, tokens in enumerate(encoded)
         ]
 
     def label(self, text: str, tokens: EncodedText, spans: list[Span]) -> TokenizedExample | BadRow:

@@ -13,7 +13,7 @@ from data_prep.languages import LANGUAGES
 from data_prep.readers import Slice
 from data_prep.recipe import Recipe, Source
 from data_prep.report import _described
-from data_prep.selection import selection_key, selection_order
+from data_prep.selection import selection_order
 from data_prep.task_types import TASK_TYPES
 
 TALK = Conversation((Message("user", "Summarize this text for me"), Message("assistant", "No.")), "s", 0)
@@ -42,7 +42,7 @@ def test_a_sample_of_a_large_source_that_the_plan_uses_first():
 
 @given(content=st.integers(0, 2**64 - 1), seed=st.integers(0, 2**63 - 1))
 def test_one_selection_key_is_that_of_many(content, seed):
-    assert selection_key(content, seed) == selection_order(np.array([content], dtype=np.uint64), seed)[0]
+    assert selection_order(content, seed) == selection_order(np.array([content], dtype=np.uint64), seed)[0]
 
 
 def test_balance_needs_the_task_type_of_each_row():

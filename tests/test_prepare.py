@@ -21,6 +21,7 @@ from data_prep import inspect_shards, prepare, shards, tokenize_stage
 from data_prep.job import open_job
 from data_prep.recipe import load_recipe
 from data_prep.shards import MANIFEST, int32_view, list_column, read_manifest, read_rows, shard_files
+from tests.benchmarks.bench_memory import children
 from tests.conftest import CORPUS, ROOT
 
 NUM_ROWS = 120
@@ -72,8 +73,7 @@ def all_bytes(folder: Path) -> dict[str, bytes]:
 
 def descendants(pid: int) -> list[int]:
     """The processes that a process has started, and those that they have."""
-    found = [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
-    return found + [below for child in found for below in descendants(child)]
+    return [one for child in children(pid) for one in (child, *descendants(child))]
 
 
 def decoded_documents(folder: Path, tokenizer) -> Counter[str]:
