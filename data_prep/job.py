@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -42,17 +43,59 @@ _SLICE_KEYS = ("name", "path", "dataset", "subset", "split", "revision", "first"
 _SOURCE_KEYS = (*_SLICE_KEYS, "form", "columns", "roles", "placeholders", "system", "filters")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Job:
     """One preparation."""
 
     recipe: Recipe
     output: Path
     renderer: Renderer
-    identity: dict[str, Any]
-    parts: list[Part]  # none where a complete output was made from the same
+    inputs: dict[str, list[dict[str, Any]]]  # by source: what its files are
+    slices: dict[str, list[Slice]]  # by source; none where a complete output was made from the same
     recognised: frozenset[str]  # names of the sources whose form was not stated
     described: dict[str, Described]  # by source: the rows whose task type and language are looked up
+
+    @cached_property
+    def tokenizer(self) -> dict[str, Any]:
+        """The tokenizer's hashes, which take half a second."""
+        return fingerprint(self.renderer.tokenizer)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the bytes: the recipe, the input files as they are, the tokenizer, the template."""
+        backend = {k: v for k, v in self.tokenizer.items() if k != "name"}
+        # Templates print the special tokens by their roles, which tokenizer_config.json gives and tokenizer.json not.
+        named = {
+            "special_tokens": self.renderer.tokenizer.special_tokens_map,
+            "special_ids": self.renderer.special_ids,
+        }
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "work_format": _WORK_FORMAT,
+            "inputs": self.inputs,
+            "quality": _quality_identity(self.recipe),
+            "tokenizer": backend | named,
+            "chat_template_sha256": hashlib.sha256(self.renderer.template.text.encode()).hexdigest(),
+        }
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """One for each slice, in the order of the recipe."""
+        parts = []
+        for source in self.recipe.sources if self.slices else ():
+            name = f"tokenize-{_part_digest(source, self.identity, self.described[source.name])}"
+            parts += [Part(self.work / name, piece) for piece in self.slices[source.name]]
+        return parts
+
+    @property
+    def num_parts(self) -> int:
+        """Known before the parts themselves."""
+        return sum(map(len, self.slices.values()))
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing at all is tokenized; known before the parts."""
+        return not any(self.work.glob("tokenize-*"))
 
     @property
     def work(self) -> Path:
@@ -87,21 +130,15 @@ def open_job(recipe: Recipe, output: Path) -> Job:
     prepared = _as_prepared(recipe, read_manifest(output)) if is_complete else None
     if prepared:
         renderer = make_renderer(prepared)
-        return Job(prepared, output, renderer, _identity(prepared, inputs, renderer), [], recognised, {})
+        return Job(prepared, output, renderer, inputs, {}, recognised, {})
     # The tasks of a job array share the copies, and they go when the work is done.
     use_cache(None if is_complete else output / WORK_DIR / "inputs")
     slices = {s.name: _slices(s, recipe, inputs[s.name], output / WORK_DIR) for s in recipe.sources}
     recipe = recipe.model_copy(update={"sources": [_resolve(s, slices[s.name]) for s in recipe.sources]})
-    renderer = make_renderer(recipe)
-    identity = _identity(recipe, inputs, renderer)
-    described = {s.name: Described.of_source(s, slices[s.name]) for s in recipe.sources}
-    parts = []
-    for source in recipe.sources:
-        folder = output / WORK_DIR / f"tokenize-{_part_digest(source, identity, described[source.name])}"
-        parts += [Part(folder, piece) for piece in slices[source.name]]
-    if not parts:
+    if not any(slices.values()):
         raise ValueError("the sources hold no rows")
-    return Job(recipe, output, renderer, identity, parts, recognised, described)
+    described = {s.name: Described.of_source(s, slices[s.name]) for s in recipe.sources}
+    return Job(recipe, output, make_renderer(recipe), inputs, slices, recognised, described)
 
 
 def _refuse_own_output(inputs: dict[str, list[dict[str, Any]]], output: Path) -> None:
@@ -123,7 +160,7 @@ def refuse_changed_input(job: Job) -> None:
         ValueError: it has changed since.
     """
     for source in job.recipe.sources:
-        if source_identity(source) != job.identity["inputs"][source.name]:
+        if source_identity(source) != job.inputs[source.name]:
             for part in job.parts:
                 if part.slice.source == source.name:
                     part.file(".json").unlink(missing_ok=True)
@@ -193,21 +230,6 @@ def _resolve(source: Source, slices: list[Slice]) -> Source:
             print(f"source {source.name}: not read: {names(unread)}; to use a column, state the `form` and `columns`")
     check_columns(resolved, rows)
     return resolved
-
-
-def _identity(recipe: Recipe, inputs: dict[str, Any], renderer: Renderer) -> dict[str, Any]:
-    """Everything that decides the bytes: the recipe, the input files as they are, the tokenizer, the template."""
-    tokenizer = {k: v for k, v in fingerprint(renderer.tokenizer).items() if k != "name"}
-    # Templates print the special tokens by their roles, which tokenizer_config.json gives and tokenizer.json does not.
-    tokenizer |= {"special_tokens": renderer.tokenizer.special_tokens_map, "special_ids": renderer.special_ids}
-    return {
-        "recipe": recipe.model_dump(mode="json"),
-        "work_format": _WORK_FORMAT,
-        "inputs": inputs,
-        "quality": _quality_identity(recipe),
-        "tokenizer": tokenizer,
-        "chat_template_sha256": hashlib.sha256(renderer.template.text.encode()).hexdigest(),
-    }
 
 
 def _quality_identity(recipe: Recipe) -> dict[str, Any]:

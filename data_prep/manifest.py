@@ -13,7 +13,7 @@ from typing import Any
 from data_prep.job import Job, digest
 from data_prep.pack_stage import ShardTask
 from data_prep.readers import TEXT_FORMATS
-from data_prep.rendering import Renderer, fingerprint
+from data_prep.rendering import Renderer
 from data_prep.shards import (
     FORMAT_VERSION,
     SPLITS,
@@ -39,7 +39,7 @@ def build_manifest(job: Job, tasks: list[ShardTask]) -> dict[str, Any]:
         "identity": digest(job.identity),
         "recipe": job.recipe.model_dump(mode="json"),
         "seq_len": job.recipe.seq_len,
-        "tokenizer": fingerprint(job.renderer.tokenizer),
+        "tokenizer": job.tokenizer,
         "tokenizer_files": tokenizer_hashes(job.output),
         "chat_template": job.renderer.template.origin,
         "chat_template_sha256": job.identity["chat_template_sha256"],

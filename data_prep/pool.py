@@ -1,4 +1,4 @@
-"""Do independent pieces of work in this process or in a pool, with a progress bar on a terminal.
+"""Do independent pieces of work in this process or in others, with a progress bar on a terminal.
 
 Workers are forked from a server process that has imported what they need and done nothing else: importing takes
 seconds, and a fork of this process, which has run the tokenizer's threads, could hang on their locks.
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 _PRELOAD = ["data_prep.worker"]
-_SHARED: list[Any] = []  # what run_all gave this process
+_SHARED: list[Any] = []  # what this process was given
 
 
 def start_server() -> None:
@@ -27,42 +27,60 @@ def start_server() -> None:
     forkserver.ensure_running()
 
 
-def run_all(
-    work: Callable[[Item, Any], None], items: list[Item], num_workers: int, title: str, shared: Any = None
-) -> None:
-    """Call `work` on each item and `shared`, which each worker gets once.
+class Workers:
+    """Processes that are each given `shared` once, and from now on start and load what is in it, while this process
+    goes on; this process itself where one is enough.
 
-    Raises:
-        ValueError: a worker process was killed.
+    Args:
+        num_workers: no more than there will be items.
     """
-    from tqdm import tqdm
 
-    with tqdm(total=len(items), desc=title, unit="part", disable=None) as bar:
-        for _ in _results(work, items, num_workers, shared):
-            bar.update()
+    def __init__(self, num_workers: int, shared: Any = None):
+        self._shared, self._pool = shared, None
+        if num_workers > 1:
+            start_server()
+            # Pickled once, and not for each worker: a tokenizer's vocabulary takes a while.
+            given = (dict(os.environ), pickle.dumps(shared))
+            self._pool = ProcessPoolExecutor(num_workers, get_context("forkserver"), _start_worker, given)
+            for _ in range(num_workers):
+                self._pool.submit(_nothing)  # a process starts when there is something for it to do
 
+    def __enter__(self) -> Workers:
+        return self
 
-def _results(work: Callable[[Item, Any], None], items: list[Item], num_workers: int, shared: Any) -> Iterator[None]:
-    if num_workers == 1 or len(items) < 2:
-        for item in items:
-            _work(work, item, shared)
-            yield
-        return
-    start_server()
-    # Pickled once, and not for each worker: a tokenizer's vocabulary takes a while.
-    workers, given = min(num_workers, len(items)), (dict(os.environ), pickle.dumps(shared))
-    with ProcessPoolExecutor(workers, get_context("forkserver"), _start_worker, given) as pool:
-        futures = [pool.submit(_call, work, item) for item in items]
+    def __exit__(self, *_: object) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, work: Callable[[Item, Any], None], items: list[Item], title: str) -> None:
+        """Call `work` on each item and what is shared.
+
+        Raises:
+            ValueError: a worker process was killed.
+        """
+        from tqdm import tqdm
+
+        with tqdm(total=len(items), desc=title, unit="part", disable=None) as bar:
+            for _ in self._results(work, items):
+                bar.update()
+
+    def _results(self, work: Callable[[Item, Any], None], items: list[Item]) -> Iterator[None]:
+        if self._pool is None:
+            for item in items:
+                _work(work, item, self._shared)
+                yield
+            return
         try:
-            for future in as_completed(futures):
+            for future in as_completed([self._pool.submit(_call, work, item) for item in items]):
                 yield future.result()
         except BrokenProcessPool:
             raise ValueError(
                 "a worker process was killed, most likely for lack of memory: run the same command again with fewer "
                 "--num-workers; finished parts are kept"
             ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _nothing() -> None: ...
 
 
 def _call(work: Callable[[Item, Any], None], item: Item) -> None:

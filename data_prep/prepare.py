@@ -19,14 +19,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.pool import run_all, start_server
+from data_prep.pool import Workers, start_server
 from data_prep.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from data_prep.job import Job
+    from data_prep.parts import Part
 
 STAGES = ("tokenize", "plan", "pack", "finish")
 ENCODERS = ("auto", "tokenizers")
+_PARTS_PER_PROOF = 4  # tokenized slower in about the time that the proof takes which makes it faster
 _TOKENS_PER_PACKER = 1 << 24  # packed in about the time that a worker takes to start
 
 
@@ -121,21 +123,30 @@ def _tokenize(job: Job, num_workers: int, task: tuple[int, int], encoder: str) -
     from data_prep.job import refuse_changed_input
     from data_prep.tokenize_stage import tokenize_part
 
-    mine = job.parts[task[0] :: task[1]]
-    todo = [part for part in mine if not part.is_complete()]
-    if len(todo) < len(mine):
-        print(f"{len(mine) - len(todo)} of {len(mine)} parts are tokenized already: going on with the rest")
-    if todo and encoder == "auto":
+    # In a fresh output all is to be done, and workers load their tokenizers while the parts' names are worked out.
+    number = len(range(task[0], job.num_parts, task[1])) if job.is_fresh else len(_untokenized(job, task))
+    if not number:
+        return
+    if encoder == "auto":
         _use_fast_encoder(job)
-    run_all(tokenize_part, todo, num_workers, "tokenize", shared=(job.recipe, job.renderer, job.described))
-    if todo:
-        refuse_changed_input(job)
+    if number >= _PARTS_PER_PROOF:
+        job.renderer.encoder.look_words_up()
+    with Workers(min(num_workers, number), (job.recipe, job.renderer, job.described)) as workers:
+        todo = _untokenized(job, task)
+        if done := len(job.parts[task[0] :: task[1]]) - len(todo):
+            print(f"{done} of {done + len(todo)} parts are tokenized already: going on with the rest")
+        workers.run(tokenize_part, todo, "tokenize")
+    refuse_changed_input(job)
+
+
+def _untokenized(job: Job, task: tuple[int, int]) -> list[Part]:
+    return [part for part in job.parts[task[0] :: task[1]] if not part.is_complete()]
 
 
 def _use_fast_encoder(job: Job) -> None:
     from data_prep.tokenize_stage import sample
 
-    refused = job.renderer.use_fast_encoder(sample(job.parts, job.recipe))
+    refused = job.renderer.use_fast_encoder(sample(job.slices, job.recipe))
     because = f", as the faster encoder cannot be used: {refused}" if refused else ""
     print(f"encoder: {job.renderer.encoder.name}{because}")
 
@@ -163,7 +174,8 @@ def _pack(job: Job, num_workers: int, task: tuple[int, int]) -> None:
     todo = [t for t in tasks if not t.is_complete(job.plan_dir, job.output)]
     tokens = sum(t.end_row - t.first_row for t in todo) * job.recipe.seq_len
     workers = min(num_workers, 1 + tokens // _TOKENS_PER_PACKER)
-    run_all(write_task, todo, workers, "pack", shared=(job.parts, job.plan_dir, job.output))
+    with Workers(min(workers, len(todo)), (job.parts, job.plan_dir, job.output)) as running:
+        running.run(write_task, todo, "pack")
 
 
 def _finish(job: Job, keep_work: bool, started: float) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from data_prep.languages import LANGUAGES, detect_conversation
 from data_prep.long_rows import fit
 from data_prep.parts import Part, PartWriter
 from data_prep.pii import mask_conversation
-from data_prep.readers import RawRow, read_slice
+from data_prep.readers import RawRow, Slice, read_slice
 from data_prep.recipe import Recipe, Source
 from data_prep.rendering import Renderer
 from data_prep.sources import to_conversation
@@ -38,13 +38,13 @@ def make_renderer(recipe: Recipe) -> Renderer:
     )
 
 
-def sample(parts: list[Part], recipe: Recipe) -> list[Conversation]:
+def sample(slices: dict[str, list[Slice]], recipe: Recipe) -> list[Conversation]:
     """Some conversations from places all over each source."""
     chosen = []
     for source in recipe.sources:
-        mine = [part for part in parts if part.slice.source == source.name]
-        for part in mine[:: max(1, len(mine) // _SAMPLED_PLACES)]:
-            rows = islice(read_slice(source, part.slice), _SAMPLED_ROWS)
+        mine = slices[source.name]
+        for piece in mine[:: max(1, len(mine) // _SAMPLED_PLACES)]:
+            rows = islice(read_slice(source, piece), _SAMPLED_ROWS)
             chosen += [c for raw in rows if isinstance(c := _convert(raw, source, recipe), Conversation)]
     return chosen
 
