@@ -25,7 +25,7 @@ from data_prep.tokenize_stage import make_renderer
 
 WORK_DIR = ".work"
 _WRITTEN = frozenset({WORK_DIR, MANIFEST, TOKENIZER_DIR, "dropped", "report.json", *SPLITS})  # names in --output
-_WORK_FORMAT = 5  # of the parts and the plan: work that another version left is not reused
+_WORK_FORMAT = 6  # of the parts and the plan: work that another version left is not reused
 # What decides the bytes of a part. A part's folder is named by it, so that a changed recipe reuses no part wrongly, and
 # reuses all parts when only the mixture has changed.
 _RECIPE_KEYS = (

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from data_prep.conversation import BadRow
 from data_prep.encodings import UTF8, undecodable
 
-_SCAN = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # what its raw_decode calls
 MAX_DEPTH = 100  # of nested values; far below Python's recursion limit, which others reach who walk the row later
+
+
+class _RepeatedKey(ValueError):
+    """An object has one key twice; `json` would take the last one's value, without a word."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise _RepeatedKey(next(key for key, count in counts.items() if count > 1))
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+_SCAN = _DECODER.scan_once  # type: ignore[attr-defined]  # what its raw_decode calls
 
 
 def parse_row(raw: bytes, encoding: str) -> dict[str, Any] | BadRow:
@@ -23,6 +39,8 @@ def parse_row(raw: bytes, encoding: str) -> dict[str, Any] | BadRow:
         value = _loads(text)
     except json.JSONDecodeError as error:
         return BadRow("not_json", f"{error.msg} at character {error.pos} of the row, which starts {text[:60]!r}")
+    except _RepeatedKey as key:
+        return BadRow("repeated_key", f"the key {str(key)!r} stands twice in one object; the row starts {text[:60]!r}")
     except (ValueError, RecursionError) as error:  # more digits than Python converts to an integer, or too deep
         return BadRow("not_json", f"{error}; the row starts {text[:60]!r}")
     if not isinstance(value, dict):
@@ -36,7 +54,7 @@ def parse_rows(raw: bytes) -> list[dict[str, Any]] | None:
     """The objects of an array's elements, UTF-8, commas between them, in a third of the time; None if these are not
     objects without fault, and each has to be looked at by itself."""
     try:
-        values = json.loads(f"[{raw.decode(UTF8)}]")
+        values = _DECODER.decode(f"[{raw.decode(UTF8)}]")
     except (ValueError, RecursionError):
         return None
     are_objects = all(type(value) is dict for value in values)
@@ -44,14 +62,14 @@ def parse_rows(raw: bytes) -> list[dict[str, Any]] | None:
 
 
 def _loads(text: str) -> Any:
-    """json.loads of a text without white space around it, less what that looks for."""
+    """The value of a text without white space around it, less what `decode` looks for."""
     try:
         value, end = _SCAN(text, 0)
         if end == len(text):
             return value
     except StopIteration:
         pass
-    return json.loads(text)
+    return _DECODER.decode(text)
 
 
 def _is_nested(row: dict[str, Any]) -> bool:

@@ -47,7 +47,7 @@ class Part:
 
     def counts(self) -> dict[str, Any]:
         """rows, kept, documents, tokens, trained_tokens, and by reason: dropped, changed (rows), lost_tokens; the
-        encoder; end_token_ids: those that end a trained turn."""
+        encoder; end_token_ids: those that end a trained turn; unseen: mapped columns that no row has."""
         return json.loads(self.file(".json").read_text())
 
 
@@ -71,6 +71,7 @@ class PartWriter:
     changed: Counter[str] = field(default_factory=Counter)  # rows that were kept in another form
     lost_tokens: Counter[str] = field(default_factory=Counter)
     kept: int = 0
+    unseen: set[str] = field(default_factory=set)  # columns that the recipe maps and no row has had so far
 
     def keep(self, raw: RawRow, conversation: Conversation, fitted: Fitted) -> None:
         """Take a row's documents. They share the row's content hash: what is done to one is done to all."""
@@ -138,6 +139,7 @@ class PartWriter:
             "lost_tokens": dict(sorted(self.lost_tokens.items())),
             "encoder": self.encoder,
             "end_token_ids": _end_token_ids(self.examples, self.are_cut),
+            "unseen": sorted(self.unseen),
         }
 
 

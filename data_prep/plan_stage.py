@@ -68,10 +68,11 @@ def plan(parts: list[Part], recipe: Recipe, folder: Path) -> dict[str, Any]:
     worker maps what its shard needs; dropped duplicates; plan.json last.
 
     Raises:
-        ValueError: no document is left to train on.
+        ValueError: no document is left to train on, or `columns` names one that no row of its source has.
     """
     documents, part_of, row_of = load_documents(parts, recipe)
     _refuse_empty_sources(documents, parts, recipe)
+    _refuse_unseen_columns(parts, recipe)
     mixture = mix(documents, recipe)
     if not (mixture.split == TRAIN).any():
         raise ValueError(
@@ -218,6 +219,18 @@ def _refuse_empty_sources(documents: Documents, parts: list[Part], recipe: Recip
                 f"{parts[0].folder.parent}/tokenize-*/{source.name}-*.dropped for each row's reason; check `form` and "
                 "`columns`, or take the source out of the recipe"
             )
+
+
+def _refuse_unseen_columns(parts: list[Part], recipe: Recipe) -> None:
+    """A misspelt optional column, such as that of the system prompt, would be left out of every row."""
+    for source in recipe.sources:
+        unseen = [set(p.counts()["unseen"]) for p in parts if p.slice.source == source.name and source.columns]
+        for key, column in source.columns.items():
+            if unseen and all(column in names for names in unseen):
+                raise ValueError(
+                    f"source {source.name!r}: `columns` gives {column!r} for {key}, but not one of its rows has that "
+                    f"column: correct the name, or take `{key}` out of `columns`"
+                )
 
 
 def _losses(parts: list[Part]) -> str:

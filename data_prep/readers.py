@@ -58,8 +58,8 @@ class RawRow:
 
     number: int  # 0-based within the source
     where: str  # "data/x.jsonl:17" (line; also CSV), "data/x.json[16]" (number in its file) or "hub/id[16]"
-    # A BadRow where it could not be read: not_json, not_an_object, not_csv, wrong_columns, nul_byte, not_utf8,
-    # not_decodable (another encoding), not_readable (a Parquet or Arrow cell), too_large.
+    # A BadRow where it could not be read: not_json, repeated_key, not_an_object, not_csv, wrong_columns, nul_byte,
+    # not_utf8, not_decodable (another encoding), not_readable (a Parquet or Arrow cell), too_large.
     value: dict[str, Any] | BadRow
 
 

@@ -72,7 +72,10 @@ def check_columns(source: Source, rows: Sequence[RawRow]) -> None:
         if column not in found and (key in required or _nearest(column, found)):
             raise ValueError(_explain_missing(source, key, found, rows))
         if column not in found:
-            print(f"source {source.name}: none of its first {len(rows)} rows has column {column!r}, given for {key}")
+            print(
+                f"source {source.name}: none of its first {len(rows)} rows has column {column!r}, given for {key}; if "
+                "none at all has it, the plan will be refused"
+            )
 
 
 def resolve_form(source: Source, rows: Sequence[RawRow]) -> Source:

@@ -61,8 +61,11 @@ def tokenize_part(part: Part, how: tuple[Recipe, Renderer, dict[str, Described]]
     recipe, renderer, described = how
     source = next(s for s in recipe.sources if s.name == part.slice.source)
     writer = PartWriter(renderer.encoder.name, described[source.name], near_duplicates=recipe.near_duplicates)
+    writer.unseen = set(source.columns.values())
     rows = read_slice(source, part.slice)
     while batch := list(islice(rows, ROWS_PER_CALL)):
+        for raw in batch if writer.unseen else ():
+            writer.unseen.difference_update(() if isinstance(raw.value, BadRow) else raw.value)
         for raw, conversation, result, is_masked in _render(batch, source, recipe, renderer):
             before = writer.kept
             _take(raw, conversation, result, source, recipe, renderer, writer)

@@ -414,6 +414,19 @@ def test_either_encoder_gives_the_same_bytes_and_the_manifest_says_which_ran(rec
     }
 
 
+def test_a_mapped_column_that_not_one_row_has_is_refused(recipe_file, tmp_path, capsys):
+    """One row of 120 is enough."""
+    recipe = yaml.safe_load(recipe_file.read_text())
+    recipe["sources"][1]["columns"] = {"system": "persona"}
+    edit_recipe(recipe_file, sources=recipe["sources"])
+    assert run(recipe_file, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "source 'qa': `columns` gives 'persona' for system, but not one of its rows has that column" in error
+    with (tmp_path / "qa.jsonl").open("a") as file:
+        file.write(json.dumps({"question": "Who?", "answer": "I.", "persona": "You are kind."}) + "\n")
+    assert run(recipe_file, tmp_path / "out") == 0
+
+
 def test_what_preparation_wrote_is_no_input_of_it(recipe_file, tmp_path, capsys):
     assert run(recipe_file, tmp_path / "out") == 0
     recipe = yaml.safe_load(recipe_file.read_text())

@@ -121,8 +121,16 @@ def test_bytes_that_are_not_utf8_spoil_their_row_only(tmp_path, template):
         assert values(rows) == [{"a": 1}, "not_utf8", {"a": 2}]
 
 
-def test_literals_and_duplicate_keys_are_as_json_has_them(tmp_path):
-    text = '{"a": NaN, "b": -Infinity, "c": 1, "c": 2}'
+@pytest.mark.parametrize("element", ['{"b":1,"c":2,"b":1}', '{"a":[{"b":{"c":1,"c":2}}]}'])
+def test_a_key_that_stands_twice_makes_a_bad_row(tmp_path, element):
+    for content in (f'[{{"a":1}},{element},{{"a":2}}]', f'{{"a":1}}\n{element}\n{{"a":2}}'):
+        rows = read_all(source_of(write(tmp_path / "x", content)))
+        assert values(rows) == [{"a": 1}, "repeated_key", {"a": 2}]
+        assert f"the key {'b' if 'b' in element[:3] else 'c'!r} stands twice" in rows[1].value.detail
+
+
+def test_literals_are_as_json_has_them(tmp_path):
+    text = '{"a": NaN, "b": -Infinity, "c": 1}'
     for content in (text, f"[{text}]"):
         [row] = read_all(source_of(write(tmp_path / "x", content)))
         assert str(row.value) == str(json.loads(text))
