@@ -51,6 +51,7 @@ class Job:
     output: Path
     renderer: Renderer
     inputs: dict[str, list[dict[str, Any]]]  # by source: what its files are
+    quality: dict[str, Any]  # what rows are checked against
     slices: dict[str, list[Slice]]  # by source; none where a complete output was made from the same
     recognised: frozenset[str]  # names of the sources whose form was not stated
     described: dict[str, Described]  # by source: the rows whose task type and language are looked up
@@ -73,7 +74,7 @@ class Job:
             "recipe": self.recipe.model_dump(mode="json"),
             "work_format": _WORK_FORMAT,
             "inputs": self.inputs,
-            "quality": _quality_identity(self.recipe),
+            "quality": self.quality,
             "tokenizer": backend | named,
             "chat_template_sha256": hashlib.sha256(self.renderer.template.text.encode()).hexdigest(),
         }
@@ -125,12 +126,13 @@ def open_job(recipe: Recipe, output: Path) -> Job:
     """
     inputs = {source.name: source_identity(source) for source in recipe.sources}
     _refuse_own_output(inputs, output)
+    quality = _quality_identity(recipe)
     recognised = frozenset(source.name for source in recipe.sources if source.form == "auto")
     is_complete = (output / MANIFEST).exists()
     prepared = _as_prepared(recipe, read_manifest(output)) if is_complete else None
     if prepared:
         renderer = make_renderer(prepared)
-        return Job(prepared, output, renderer, inputs, {}, recognised, {})
+        return Job(prepared, output, renderer, inputs, quality, {}, recognised, {})
     # The tasks of a job array share the copies, and they go when the work is done.
     use_cache(None if is_complete else output / WORK_DIR / "inputs")
     slices = {s.name: _slices(s, recipe, inputs[s.name], output / WORK_DIR) for s in recipe.sources}
@@ -138,7 +140,7 @@ def open_job(recipe: Recipe, output: Path) -> Job:
     if not any(slices.values()):
         raise ValueError("the sources hold no rows")
     described = {s.name: Described.of_source(s, slices[s.name]) for s in recipe.sources}
-    return Job(recipe, output, make_renderer(recipe), inputs, slices, recognised, described)
+    return Job(recipe, output, make_renderer(recipe), inputs, quality, slices, recognised, described)
 
 
 def _refuse_own_output(inputs: dict[str, list[dict[str, Any]]], output: Path) -> None:

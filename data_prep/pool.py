@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import forkserver, get_context, parent_process
 from typing import Any, TypeVar
 
@@ -42,8 +43,9 @@ class Workers:
             # Pickled once, and not for each worker: a tokenizer's vocabulary takes a while.
             given = (dict(os.environ), pickle.dumps(shared))
             self._pool = ProcessPoolExecutor(num_workers, get_context("forkserver"), _start_worker, given)
-            for _ in range(num_workers):
-                self._pool.submit(_nothing)  # a process starts when there is something for it to do
+            with suppress(BrokenProcessPool):  # which `run` explains
+                for _ in range(num_workers):
+                    self._pool.submit(_nothing)  # a process starts when there is something for it to do
 
     def __enter__(self) -> Workers:
         return self
