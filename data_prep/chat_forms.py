@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from data_prep.conversation import BadRow, Message, ToolCall
-from data_prep.json_rows import MAX_DEPTH, is_too_deep
+from data_prep.json_rows import MAX_DEPTH, is_too_deep, strict_loads
 
 Row = dict[str, Any]
 
@@ -136,9 +135,9 @@ def _train_flag(item: Row, where: str) -> bool | None:
 
 def _json(text: str, reason: str, where: str) -> Any:
     try:
-        value = json.loads(text)
+        value = strict_loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadRow(reason, f"{where}: not readable as JSON ({error!s:.60}): {text[:60]!r}") from None
+        raise BadRow(reason, f"{where}: not readable as JSON ({error!s:.120}): {text[:60]!r}") from None
     if is_too_deep(value, text):
         raise BadRow(reason, f"{where}: JSON nested more than {MAX_DEPTH} levels deep: {text[:60]!r}")
     return value

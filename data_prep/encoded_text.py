@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from data_prep.fast_encoder import FastEncoder
 
 _CACHED_WORDS = 100_000
-_HELD_CHARACTERS = 1 << 20  # of text whose encodings are never freed: some 20 MB (see TextEncoder._hold)
+_HELD_TOKENS = 1 << 19  # whose encodings are never freed: 50 to 100 MB (see TextEncoder._hold)
 Span = tuple[int, int]  # first and one past the last character
 
 
@@ -112,8 +112,8 @@ class TextEncoder:
         self._serialised = ""
         self._fast: FastEncoder | None = None
         self._looks_words_up = False
-        self._held: list[list[Encoding]] = []
-        self._held_characters = 0
+        self._held: list[Encoding] = []
+        self._held_tokens = 0
 
     @property
     def backend(self) -> Tokenizer:
@@ -171,21 +171,23 @@ class TextEncoder:
         rest = [i for i, one in enumerate(encoded) if one is None]
         if rest:
             encodings = self.backend.encode_batch([texts[i] for i in rest], add_special_tokens=False)
-            if self._held_characters < _HELD_CHARACTERS:
-                self._hold(encodings, sum(len(texts[i]) for i in rest))
+            self._hold(encodings)
             for i, encoding in zip(rest, encodings, strict=True):
                 encoded[i] = OffsetTokens(encoding)
         return [one for one in encoded if one is not None]
 
-    def _hold(self, encodings: list[Encoding], characters: int) -> None:
+    def _hold(self, encodings: list[Encoding]) -> None:
         """Never free the first encodings: between them in memory lie the words that `tokenizers` remembers, and in the
         holes between those every later text would take a fifth longer to encode."""
-        self._held.append(encodings)
-        self._held_characters += characters
+        for encoding in encodings:
+            if self._held_tokens + len(encoding) > _HELD_TOKENS:
+                return
+            self._held.append(encoding)
+            self._held_tokens += len(encoding)
 
     def __getstate__(self) -> dict[str, Any]:
         serialised = self._serialised or self.backend.to_str()
-        return self.__dict__ | {"_backend": None, "_serialised": serialised, "_held": [], "_held_characters": 0}
+        return self.__dict__ | {"_backend": None, "_serialised": serialised, "_held": [], "_held_tokens": 0}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -20,11 +20,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         counts = Counter(key for key, _ in pairs)
-        raise _RepeatedKey(next(key for key, count in counts.items() if count > 1))
+        key = next(key for key, count in counts.items() if count > 1)
+        raise _RepeatedKey(f"the key {key[:60]!r} stands twice in one object")
     return found
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
+strict_loads = _DECODER.decode  # json.loads, but a ValueError where an object has a key twice
 _SCAN = _DECODER.scan_once  # type: ignore[attr-defined]  # what its raw_decode calls
 
 
@@ -39,8 +41,8 @@ def parse_row(raw: bytes, encoding: str) -> dict[str, Any] | BadRow:
         value = _loads(text)
     except json.JSONDecodeError as error:
         return BadRow("not_json", f"{error.msg} at character {error.pos} of the row, which starts {text[:60]!r}")
-    except _RepeatedKey as key:
-        return BadRow("repeated_key", f"the key {str(key)!r} stands twice in one object; the row starts {text[:60]!r}")
+    except _RepeatedKey as error:
+        return BadRow("repeated_key", f"{error}; the row starts {text[:60]!r}")
     except (ValueError, RecursionError) as error:  # more digits than Python converts to an integer, or too deep
         return BadRow("not_json", f"{error}; the row starts {text[:60]!r}")
     if not isinstance(value, dict):
@@ -54,7 +56,7 @@ def parse_rows(raw: bytes) -> list[dict[str, Any]] | None:
     """The objects of an array's elements, UTF-8, commas between them, in a third of the time; None if these are not
     objects without fault, and each has to be looked at by itself."""
     try:
-        values = _DECODER.decode(f"[{raw.decode(UTF8)}]")
+        values = strict_loads(f"[{raw.decode(UTF8)}]")
     except (ValueError, RecursionError):
         return None
     are_objects = all(type(value) is dict for value in values)
@@ -69,7 +71,7 @@ def _loads(text: str) -> Any:
             return value
     except StopIteration:
         pass
-    return _DECODER.decode(text)
+    return strict_loads(text)
 
 
 def _is_nested(row: dict[str, Any]) -> bool:

@@ -11,15 +11,18 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing import forkserver, get_context, parent_process
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 _PRELOAD = ["data_prep.worker"]
 _SHARED: list[Any] = []  # what this process was given
+_FAILED: list[Exception] = []  # why it could not be loaded
+_PATIENCE = 5.0  # seconds
 
 
 def start_server() -> None:
@@ -45,13 +48,16 @@ class Workers:
             self._pool = ProcessPoolExecutor(num_workers, get_context("forkserver"), _start_worker, given)
             with suppress(BrokenProcessPool):  # which `run` explains
                 for _ in range(num_workers):
-                    self._pool.submit(_nothing)  # a process starts when there is something for it to do
+                    self._submit(_nothing)  # a process starts when there is something for it to do
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._pool:
+            if self._is_broken():  # it has ended the workers, but not one that was about to start, and waits for that
+                for process in list((self._pool._processes or {}).values()):
+                    process.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def run(self, work: Callable[[Item, Any], None], items: list[Item], title: str) -> None:
@@ -73,19 +79,44 @@ class Workers:
                 yield
             return
         try:
-            for future in as_completed([self._pool.submit(_call, work, item) for item in items]):
-                yield future.result()
+            done: SimpleQueue[Future[None]] = SimpleQueue()
+            for item in items:
+                self._submit(_call, work, item).add_done_callback(done.put)
+            for _ in items:
+                yield self._next(done).result()
         except BrokenProcessPool:
             raise ValueError(
                 "a worker process was killed, most likely for lack of memory: run the same command again with fewer "
                 "--num-workers; finished parts are kept"
             ) from None
 
+    def _submit(self, work: Callable[..., None], *arguments: Any) -> Future[None]:
+        assert self._pool is not None
+        try:
+            return self._pool.submit(work, *arguments)
+        except OSError as error:  # a process died while it was started, or another while this one was
+            if self._is_broken() or isinstance(error, BrokenPipeError):
+                raise BrokenProcessPool from None
+            raise
+
+    def _next(self, done: SimpleQueue[Future[None]]) -> Future[None]:
+        """What is done next. What was asked for while the pool broke would never be."""
+        while True:
+            with suppress(Empty):
+                return done.get(timeout=_PATIENCE)
+            if self._is_broken():
+                raise BrokenProcessPool
+
+    def _is_broken(self) -> bool:
+        return bool(self._pool and self._pool._broken)
+
 
 def _nothing() -> None: ...
 
 
 def _call(work: Callable[[Item, Any], None], item: Item) -> None:
+    for error in _FAILED:
+        raise error
     _work(work, item, _SHARED[0])
 
 
@@ -105,7 +136,10 @@ def _start_worker(environment: dict[str, str], shared: bytes) -> None:
     which stays as long as one of them could ask it for another."""
     os.environ.update(environment)  # the server's may be older
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _SHARED[:] = [pickle.loads(shared)]
+    try:
+        _SHARED[:] = [pickle.loads(shared)]
+    except Exception as error:  # raised by the work: here it would be taken for a worker's death
+        _FAILED[:] = [error]
     gc.collect()
     gc.freeze()  # so that a collection after an item looks at that item's objects alone
     asking = parent_process()

@@ -63,12 +63,14 @@ def test_the_tokenizer_that_is_saved_stays_as_it_is():
     assert backend.to_str() == before and not backend.model.ignore_merges
 
 
-def test_only_the_first_encodings_are_held(monkeypatch):
-    monkeypatch.setattr(encoded_text, "_HELD_CHARACTERS", 100)
+def test_only_the_first_encodings_are_held_and_none_that_is_long(monkeypatch):
+    monkeypatch.setattr(encoded_text, "_HELD_TOKENS", 50)
     encoder = TextEncoder(make_tokenizer())
+    encoder.encode_batch(["the quick brown fox jumps over it " * 100])
+    assert not encoder._held
     for _ in range(10):
-        encoder.encode_batch(["the quick brown fox jumps over it"] * 2)
-    assert len(encoder._held) == 2
+        encoder.encode_batch(["the quick brown fox"] * 2)
+    assert 0 < sum(map(len, encoder._held)) <= 50 < sum(map(len, encoder._held)) + len(encoder._held[0])
     assert pickle.loads(pickle.dumps(encoder))._held == []
 
 

@@ -422,6 +422,10 @@ def test_a_mapped_column_that_not_one_row_has_is_refused(recipe_file, tmp_path, 
     assert run(recipe_file, tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert "source 'qa': `columns` gives 'persona' for system, but not one of its rows has that column" in error
+    first = [{**s, "first": 20} if s["name"] == "qa" else s for s in recipe["sources"]]
+    assert run(edit_recipe(recipe_file, sources=first), tmp_path / "trial") == 0
+    assert "but not one of its `first` 20 rows has that column" in capsys.readouterr().out
+    edit_recipe(recipe_file, sources=recipe["sources"])
     with (tmp_path / "qa.jsonl").open("a") as file:
         file.write(json.dumps({"question": "Who?", "answer": "I.", "persona": "You are kind."}) + "\n")
     assert run(recipe_file, tmp_path / "out") == 0

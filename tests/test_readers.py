@@ -127,6 +127,8 @@ def test_a_key_that_stands_twice_makes_a_bad_row(tmp_path, element):
         rows = read_all(source_of(write(tmp_path / "x", content)))
         assert values(rows) == [{"a": 1}, "repeated_key", {"a": 2}]
         assert f"the key {'b' if 'b' in element[:3] else 'c'!r} stands twice" in rows[1].value.detail
+    rows = read_all(source_of(write(tmp_path / "x.jsonl", f'{{"{"k" * 9999}":1,"{"k" * 9999}":2}}')))
+    assert len(rows[0].value.detail) < 250
 
 
 def test_literals_are_as_json_has_them(tmp_path):
