@@ -124,7 +124,10 @@ def _tokenize(job: Job, num_workers: int, task: tuple[int, int], encoder: str) -
     from data_prep.tokenize_stage import tokenize_part
 
     # In a fresh output all is to be done, and workers load their tokenizers while the parts' names are worked out.
-    number = len(range(task[0], job.num_parts, task[1])) if job.is_fresh else len(_untokenized(job, task))
+    mine = len(range(task[0], job.num_parts, task[1]))
+    number = mine if job.is_fresh else len(_untokenized(job, task))
+    if number < mine:
+        print(f"{mine - number} of {mine} parts are tokenized already: going on with the rest")
     if not number:
         return
     if encoder == "auto":
@@ -132,10 +135,7 @@ def _tokenize(job: Job, num_workers: int, task: tuple[int, int], encoder: str) -
     if number >= _PARTS_PER_PROOF:
         job.renderer.encoder.look_words_up()
     with Workers(min(num_workers, number), (job.recipe, job.renderer, job.described)) as workers:
-        todo = _untokenized(job, task)
-        if done := len(job.parts[task[0] :: task[1]]) - len(todo):
-            print(f"{done} of {done + len(todo)} parts are tokenized already: going on with the rest")
-        workers.run(tokenize_part, todo, "tokenize")
+        workers.run(tokenize_part, _untokenized(job, task), "tokenize")
     refuse_changed_input(job)
 
 
