@@ -6,8 +6,8 @@ Alpaca 52k, the Qwen3 tokenizer, ChatML, seq_len 4,096. Measured are the stages 
 `tokenizers` and through the faster encoder, in turn with `encode_batch` of `tokenizers` on the same rendered texts, on
 all cores of one process. Before the clock runs the inputs have been looked at and all processes have loaded the
 tokenizer: so has that of encode_batch, and the command does it while it works out what the parts are called. What
-makes either encoder faster has been proven exact, which the command does when it starts. TRL's
-trainer prepares the same rows with as many processes, its tokenizer loaded too. The last line is JSON:
+makes either encoder faster has been proven exact, which the command does when it starts. TRL's trainer prepares the
+same rows with as many processes, its tokenizer loaded too. The last line is JSON:
 
     share_of_raw         tokens/s through `tokenizers`, as a share of encode_batch's: the median over the repeats, each
                          against encode_batch just before and just after it
@@ -79,14 +79,14 @@ def recipe_of(data: Path, seq_len: int) -> dict[str, Any]:
 
 def measure(data: Path, folder: Path, num_workers: int, repeats: int) -> dict[str, Any]:
     """Our rates and the raw one, in turn, so that a machine whose speed drifts is the same to all."""
-    from data_prep.encoded_text import _widen_cache
+    from data_prep.encoded_text import TextEncoder
     from data_prep.pool import Workers, start_server
 
     start_server()
     backend, texts = rendered_texts(data, folder)
-    plain, tuned = untouched(backend), untouched(backend)
-    _widen_cache(tuned)
-    tuned.model.ignore_merges = True
+    plain, encoder_of_ours = untouched(backend), TextEncoder(untouched(backend))
+    assert encoder_of_ours.look_words_up()
+    tuned = encoder_of_ours.backend
     held = tuned.encode_batch(texts, add_special_tokens=False)  # as TextEncoder holds its first ones
     rates: dict[str, list[float]] = {"raw": [], "raw_tuned": [], "tokenizers": [], "auto": []}
     cpu: dict[str, list[float]] = {name: [] for name in rates}

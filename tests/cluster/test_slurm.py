@@ -148,7 +148,7 @@ def test_a_job_goes_on_after_a_power_failure_of_a_node(first, cluster, project, 
     log = read_log(job)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log
     assert "attempt 1" in log and (project / "runs/stub/complete.json").exists()
-    assert first == "slurm" or log.index("Operation timed out") < log.index("DUE TO NODE FAILURE"), log
+    assert first == "slurm" or log.index("Root Cause") < log.index("DUE TO NODE FAILURE"), log
     assert [int(line) for line in (project / "runs/stub/steps.log").read_text().split()][-150:] == list(range(1, 151))
 
 
