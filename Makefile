@@ -1,12 +1,16 @@
-# Everything runs in .venv, which is made when it is missing. Needs Python >= 3.10, gcc/g++ and a package index.
+# Everything runs in .venv, which is made when it is missing. Needs Python >= 3.11, gcc/g++ and a package index.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SCRIPTS := $(wildcard slurm/*.sh slurm/*.sbatch tests/cluster/*.sh .ci/run)
+SCRIPTS := $(wildcard slurm/*.sh slurm/*.sbatch tests/cluster/*.sh tests/gpu/*.sh .ci/run)
 
-.PHONY: help install quickstart test check format clean
+# Much of a test is waiting for processes: one worker more than there are cores.
+WORKERS ?= $(shell expr $$(nproc) + 1)
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: help install quickstart test test-fast check format clean
 help:  ## what there is to make
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
 install: $(VENV)/.installed  ## the virtual environment with the tested versions
 
@@ -19,13 +23,17 @@ quickstart: install  ## data -> shards -> ZeRO-2 training -> export -> answers, 
 	$(BIN)/python -m tests.benchmarks.quickstart
 
 test: install  ## all tests; those that need root, SLURM, a GPU or real data skip with a reason
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-fast: install  ## what to wait for before a commit
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not cluster and not launch'
 
 check: install  ## linter, formatter, types, every shipped YAML and JSON, shell scripts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m tests.parse_files
+	$(BIN)/vermin --quiet --no-tips --violations --target=3.6- slurm
+	$(BIN)/python -m tests.support.parse_files
 	for script in $(SCRIPTS); do bash -n $$script || exit 1; done
 	$(BIN)/shellcheck $(SCRIPTS)
 

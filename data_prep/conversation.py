@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
+SIBLING = 1 << 40  # added to the number of a raw row for each further row that is made of it
 
 
 class BadRow(ValueError):
@@ -53,11 +54,11 @@ class Message:
         return message
 
     def texts(self) -> list[str]:
-        """All that is said in the turn: the content, the thoughts, and the strings in the calls' arguments."""
+        """All texts of the turn: the content, the reasoning, and the strings in the calls' arguments."""
         if self.reasoning is None and not self.tool_calls:
             return [self.content]
-        thoughts = [self.reasoning] if self.reasoning else []
-        return [self.content, *thoughts, *nested_strings([call.arguments for call in self.tool_calls], keys=False)]
+        reasoning = [self.reasoning] if self.reasoning else []
+        return [self.content, *reasoning, *nested_strings([call.arguments for call in self.tool_calls], keys=False)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Conversation:
     source: str  # the source's name in the recipe
     row: int  # 0-based row number within the source
     tools: tuple[dict[str, Any], ...] = ()  # JSON schemas of the functions that the model may call
+    is_text: bool = False  # a plain text, which is the content of the only message: no chat template is applied
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """The messages in the form that chat templates take."""
@@ -105,9 +107,9 @@ def validate(conversation: Conversation) -> None:
     """Refuse what no template renders meaningfully.
 
     Raises:
-        BadRow: no messages, an unknown role, a system message that is not first, an empty turn, no assistant turn, no
-            user turn before the first assistant turn, tool calls outside assistant turns, or text (of calls and tools
-            too) that UTF-8 cannot encode.
+        BadRow: no messages, an unknown role, a system message that is not first, an empty turn (but for the result of
+            a tool), no assistant turn, no user turn before the first one that may be trained, tool calls outside
+            assistant turns, or text (of calls and tools too) that UTF-8 cannot encode.
     """
     messages = conversation.messages
     if not messages:
@@ -117,11 +119,19 @@ def validate(conversation: Conversation) -> None:
     roles = [m.role for m in messages]
     if "assistant" not in roles:
         raise BadRow("no_assistant_turn", f"roles are {roles}: nothing to train on")
-    if "user" not in roles[: roles.index("assistant")]:
-        raise BadRow("no_user_turn", f"roles are {roles}: no user turn before the first answer")
+    if not conversation.is_text:
+        _validate_order(messages, roles)
     for text in conversation.strings():
         if not text.isascii():
             _validate_text(text)
+
+
+def _validate_order(messages: tuple[Message, ...], roles: list[str]) -> None:
+    """A user turn comes before the first answer, but for answers that are not trained, such as a greeting."""
+    asked = roles.index("user") if "user" in roles else len(roles)
+    is_unasked = any(m.role == "assistant" and m.train is not False for m in messages[:asked])
+    if is_unasked or "assistant" not in roles[asked:]:
+        raise BadRow("no_user_turn", f"roles are {roles}: no user turn before the first answer")
 
 
 def _validate_text(text: str) -> None:
@@ -131,7 +141,7 @@ def _validate_text(text: str) -> None:
         raise BadRow("not_unicode", f"a lone surrogate at character {error.start} of {text[:60]!r}") from None
 
 
-_EMPTY = {"assistant": "empty_output", "user": "empty_input", "system": "empty_system", "tool": "empty_tool_result"}
+_EMPTY = {"assistant": "empty_output", "user": "empty_input", "system": "empty_system"}
 
 
 def _validate_message(message: Message, position: int) -> None:
@@ -141,5 +151,6 @@ def _validate_message(message: Message, position: int) -> None:
         raise BadRow("system_not_first", f"message {position} is a system message; only the first one may be")
     if message.tool_calls and message.role != "assistant":
         raise BadRow("tool_call", f"message {position} ({message.role}) calls a tool; only the assistant may")
-    if not message.content.strip() and not message.tool_calls:
+    # A tool may have nothing to say.
+    if message.role != "tool" and not message.content.strip() and not message.tool_calls:
         raise BadRow(_EMPTY[message.role], f"message {position} ({message.role}) is empty")

@@ -1,4 +1,4 @@
-"""Entry: verify a shard directory and show what the model will really see.
+"""Entry: verifies a shard directory and shows what the model will really see.
 
     python -m data_prep.inspect_shards DIR [--rows N] [--split train|eval]
 
@@ -10,11 +10,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.shards import MANIFEST, SPLITS, TOKENIZER_DIR, check_files, read_manifest, read_rows, shard_files
+from data_prep.shards import (
+    IGNORE_INDEX,
+    MANIFEST,
+    SPLITS,
+    TOKENIZER_DIR,
+    Manifest,
+    check_files,
+    read_manifest,
+    read_rows,
+    shard_files,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--split", choices=SPLITS, default="train")
     arguments = parser.parse_args(argv)
     try:
-        manifest = read_manifest(arguments.directory)
+        manifest: Manifest = read_manifest(arguments.directory)
         problems = list(verify(arguments.directory, manifest))
     except ValueError as error:
         problems = [str(error)]
@@ -44,13 +54,14 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def verify(directory: Path, manifest: dict[str, Any]) -> Iterator[str]:
+def verify(directory: Path, manifest: Manifest) -> Iterator[str]:
     """What is wrong: files by hash, rows by the contract, totals against the manifest."""
     problems = check_files(directory, manifest, hashes=True)
     yield from problems
     if problems:
         return  # rows of damaged files would only repeat it
     for split in SPLITS:
+        listed: Mapping[str, Any] = manifest["splits"][split]
         totals = {"rows": 0, "documents": 0, "tokens": 0, "trained_tokens": 0}
         for path in shard_files(directory, manifest, split):
             for number, row in enumerate(read_rows(path)):
@@ -58,13 +69,13 @@ def verify(directory: Path, manifest: dict[str, Any]) -> Iterator[str]:
                 totals["rows"] += 1
                 totals["documents"] += row["seq_lengths"].size
                 totals["tokens"] += row["input_ids"].size
-                totals["trained_tokens"] += int((row["labels"] != -100).sum())
+                totals["trained_tokens"] += int((row["labels"] != IGNORE_INDEX).sum())
         for key, found in totals.items():
-            if found != manifest["splits"][split][key]:
-                yield f"{split}: {MANIFEST} says {manifest['splits'][split][key]} {key}, the shards hold {found}"
+            if found != listed[key]:
+                yield f"{split}: {MANIFEST} says {listed[key]} {key}, the shards hold {found}"
 
 
-def row_problems(row: dict[str, Any], manifest: dict[str, Any]) -> Iterator[str]:
+def row_problems(row: dict[str, Any], manifest: Manifest) -> Iterator[str]:
     """Breaches of the contract in one packed row: (n,) int32 arrays as in data_prep.shards."""
     ids, labels, lengths, sources = (row[k] for k in ("input_ids", "labels", "seq_lengths", "sources"))
     if ids.size > manifest["seq_len"] or ids.size == 0:
@@ -76,22 +87,22 @@ def row_problems(row: dict[str, Any], manifest: dict[str, Any]) -> Iterator[str]
         yield f"sources {sources.tolist()} do not fit {lengths.size} documents of {len(manifest['sources'])} sources"
     if ids.min() < 0 or ids.max() >= manifest["tokenizer"]["size"]:
         yield f"token ids from {ids.min()} to {ids.max()}, but the tokenizer has {manifest['tokenizer']['size']}"
-    trained = labels != -100
+    trained = labels != IGNORE_INDEX
     if (labels[trained] != ids[trained]).any():
         yield "a label differs from the token at its place"
     ends, start = set(manifest["end_token_ids"]), 0
     for number, length in enumerate(lengths):
         mine = labels[start : start + length]
-        last = mine[mine != -100][-1] if (mine != -100).any() else None
-        was_cut = last is not None and mine[-1] != -100 and manifest["recipe"]["too_long"] == "truncate"
+        last = mine[mine != IGNORE_INDEX][-1] if (mine != IGNORE_INDEX).any() else None
+        was_cut = last is not None and mine[-1] != IGNORE_INDEX and manifest["recipe"]["too_long"] == "truncate"
         if last is None or (int(last) not in ends and not was_cut):
             yield f"document {number} trains no token, or does not train the end of its last turn"
         start += length
 
 
-def show(directory: Path, manifest: dict[str, Any], split: str, num_rows: int) -> None:
+def show(directory: Path, manifest: Manifest, split: str, num_rows: int) -> None:
     """Print packed rows, document by document, coloured."""
-    from data_prep.rendering import coloured
+    from data_prep.rendering.mask_preview import coloured
 
     tokenizer = _load_tokenizer(directory)
     names = [source["name"] for source in manifest["sources"]]
@@ -100,12 +111,12 @@ def show(directory: Path, manifest: dict[str, Any], split: str, num_rows: int) -
         start = 0
         for length, source in zip(row["seq_lengths"], row["sources"], strict=True):
             ids, labels = (row[k][start : start + length].tolist() for k in ("input_ids", "labels"))
-            trained = sum(label != -100 for label in labels)
+            trained = sum(label != IGNORE_INDEX for label in labels)
             print(f"--- {names[source]}, {length} tokens, {trained} trained\n{coloured(tokenizer, ids, labels)}")
             start += length
 
 
-def _first_rows(directory: Path, manifest: dict[str, Any], split: str, num_rows: int) -> Iterator[dict[str, Any]]:
+def _first_rows(directory: Path, manifest: Manifest, split: str, num_rows: int) -> Iterator[dict[str, Any]]:
     left = num_rows
     for path in shard_files(directory, manifest, split):
         for row in read_rows(path):

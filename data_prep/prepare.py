@@ -7,6 +7,8 @@ The bytes are the same for any number of workers, and after any number of kills 
 
 Past one machine, the stages run one after the other as jobs, the parallel ones as job arrays:
     --stage tokenize --task-index I --num-tasks N    then --stage plan, --stage pack (likewise), --stage finish
+
+`--stage check` writes nothing: it looks at the recipe, the tokenizer, the template and some rows of each source.
 """
 
 from __future__ import annotations
@@ -17,19 +19,20 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from data_prep.pool import Workers, start_server
 from data_prep.recipe import Recipe, load_recipe
+from data_prep.stages.pool import Workers, start_server
 
 if TYPE_CHECKING:
-    from data_prep.job import Job
-    from data_prep.parts import Part
+    from data_prep.shards import Manifest
+    from data_prep.stages.job import Job
+    from data_prep.stages.parts import Part
 
 STAGES = ("tokenize", "plan", "pack", "finish")
-ENCODERS = ("auto", "tokenizers")
-_PARTS_PER_PROOF = 4  # tokenized slower in about the time that the proof takes which makes it faster
-_TOKENS_PER_PACKER = 1 << 24  # packed in about the time that a worker takes to start
+ENCODERS = ("auto", "fastokens", "tiktoken", "tokenizers")
+_PARTS_PER_PROOF = 4  # from this many parts on, looking words up saves more time than its proof costs
+_TOKENS_PER_PACKER = 1 << 24  # a worker packs them in about the time that it takes to start
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,6 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _check(arguments)
         recipe = load_recipe(arguments.recipe)
+        if arguments.stage == "check":
+            check(recipe, Path(arguments.output))
+            return 0
         stages = STAGES if arguments.stage == "all" else (arguments.stage,)
         task = (arguments.task_index, arguments.num_tasks)
         if arguments.num_workers > 1:
@@ -57,14 +63,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, help="shard directory to make, or to go on with")
     parser.add_argument("--num-workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (all cores)")
     parser.add_argument("--keep-work", action="store_true", help="keep the intermediate parts after completion")
-    parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="only this stage (all)")
+    stage_help = "only this stage (all); check: look at the recipe and some rows of each source, and write nothing"
+    parser.add_argument("--stage", choices=("all", "check", *STAGES), default="all", help=stage_help)
     parser.add_argument("--task-index", type=int, default=0, help="which of the tasks of a job array this is, from 0")
     parser.add_argument("--num-tasks", type=int, default=1, help="tasks of the job array")
     parser.add_argument(
         "--encoder",
         choices=ENCODERS,
         default="auto",
-        help="tokenizers, or a faster one for tokenizers that it is proven equal on when the run starts (auto)",
+        help="tokenizers; fastokens or tiktoken, faster, if proven equal to it when the run starts; or the first of "
+        "these two that is, and else tokenizers (auto)",
     )
     return parser
 
@@ -81,6 +89,29 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--num-tasks splits the stages tokenize and pack, not {arguments.stage}")
 
 
+def check(recipe: Recipe, output: Path) -> None:
+    """Look at the inputs, the tokenizer, the template and some rows of each source, before a job waits for its turn.
+
+    Raises:
+        ValueError: input that cannot be used, an output directory made from something else, or not one of the rows
+            that were looked at can be kept.
+    """
+    import tempfile
+
+    from data_prep.shards import MANIFEST
+    from data_prep.stages.job import already_complete, open_job
+    from data_prep.stages.tokenize_stage import look
+
+    with tempfile.TemporaryDirectory() as folder:
+        is_complete = (output / MANIFEST).exists()
+        job = open_job(recipe, output if is_complete else Path(folder) / "output")
+        if is_complete and already_complete(job):
+            print(f"check: {output} is complete: there would be nothing to do")
+            return
+        for line in look(job.slices, job.recipe, job.renderer):
+            print(line)
+
+
 def prepare(
     recipe: Recipe,
     output: Path,
@@ -89,18 +120,39 @@ def prepare(
     stages: tuple[str, ...] = STAGES,
     task: tuple[int, int] = (0, 1),
     encoder: str = "auto",
-) -> dict[str, Any] | None:
-    """Run the stages that are not done yet; the manifest once everything is.
+) -> Manifest | None:
+    """Run the stages that are not done yet; the manifest once everything is. No other process may do so meanwhile.
 
     Args:
-        task: (index, number) of the task of a job array: it does every number-th piece of work.
+        task: (index, number) of the task of a job array: it does every number-th part or shard.
         encoder: one of ENCODERS. The bytes are the same with each.
 
     Raises:
-        ValueError: input that cannot be used, an output directory made from something else, or an earlier stage that
-            is not finished.
+        ValueError: input that cannot be used, an output directory made from something else or in use by another
+            process, or an earlier stage that is not finished.
     """
-    from data_prep.job import already_complete, open_job
+    from data_prep.shards import MANIFEST
+    from data_prep.stages.job import WORK_DIR
+    from data_prep.stages.output_lock import hold
+
+    how = (recipe, output, num_workers, keep_work, stages, task, encoder)
+    if (output / MANIFEST).exists():  # nothing will be written, maybe nothing can
+        return _prepare(*how)
+    with hold(output / WORK_DIR, "all" if len(stages) > 1 else stages[0], task):
+        return _prepare(*how)
+
+
+def _prepare(
+    recipe: Recipe,
+    output: Path,
+    num_workers: int,
+    keep_work: bool,
+    stages: tuple[str, ...],
+    task: tuple[int, int],
+    encoder: str,
+) -> Manifest | None:
+    from data_prep.stages.finish_stage import finish
+    from data_prep.stages.job import already_complete, open_job
 
     started = time.monotonic()
     job = open_job(recipe, output)
@@ -116,12 +168,17 @@ def prepare(
         _plan(job)
     if "pack" in stages:
         _pack(job, num_workers, task)
-    return _finish(job, keep_work, started) if "finish" in stages else None
+    if "finish" not in stages:
+        return None
+    manifest = finish(job, keep_work)
+    tokens = sum(s["tokens"] for s in manifest["sources"])
+    print(f"{tokens:,} tokens in {time.monotonic() - started:.1f} s -> {output} (see its report.html)")
+    return manifest
 
 
 def _tokenize(job: Job, num_workers: int, task: tuple[int, int], encoder: str) -> None:
-    from data_prep.job import refuse_changed_input
-    from data_prep.tokenize_stage import tokenize_part
+    from data_prep.stages.job import refuse_changed_input
+    from data_prep.stages.tokenize_stage import tokenize_part
 
     # In a fresh output all is to be done, and workers load their tokenizers while the parts' names are worked out.
     mine = len(range(task[0], job.num_parts, task[1]))
@@ -130,8 +187,8 @@ def _tokenize(job: Job, num_workers: int, task: tuple[int, int], encoder: str) -
         print(f"{mine - number} of {mine} parts are tokenized already: going on with the rest")
     if not number:
         return
-    if encoder == "auto":
-        _use_fast_encoder(job)
+    if encoder != "tokenizers":
+        _use_fast_encoder(job, encoder)
     if number >= _PARTS_PER_PROOF:
         job.renderer.encoder.look_words_up()
     with Workers(min(num_workers, number), (job.recipe, job.renderer, job.described)) as workers:
@@ -143,18 +200,24 @@ def _untokenized(job: Job, task: tuple[int, int]) -> list[Part]:
     return [part for part in job.parts[task[0] :: task[1]] if not part.is_complete()]
 
 
-def _use_fast_encoder(job: Job) -> None:
-    from data_prep.tokenize_stage import sample
+def _use_fast_encoder(job: Job, encoder: str = "auto") -> None:
+    from data_prep.stages.tokenize_stage import sample
+    from data_prep.tokenization.text_encoder import FAST_ENCODERS
 
-    refused = job.renderer.use_fast_encoder(sample(job.slices, job.recipe))
-    because = f", as the faster encoder cannot be used: {refused}" if refused else ""
-    print(f"encoder: {job.renderer.encoder.name}{because}")
+    tried = FAST_ENCODERS if encoder == "auto" else (encoder,)
+    refused = job.renderer.use_fast_encoder(sample(job.slices, job.recipe), tried)
+    if refused and encoder != "auto":
+        raise ValueError(f"--encoder {encoder} cannot be used ({refused}): take --encoder auto or tokenizers")
+    if refused and job.renderer.encoder.is_fast:
+        refused = f" ({refused})"
+    elif refused:
+        refused = f", as the faster encoder cannot be used: {refused}"
+    print(f"encoder: {job.renderer.encoder.name}{refused or ''}")
 
 
 def _plan(job: Job) -> None:
     """Make the plan, unless it is there, and show it: a wrong mixture is seen before anything is packed."""
-    from data_prep.manifest import summary_lines
-    from data_prep.plan_stage import plan
+    from data_prep.stages.plan_stage import plan, summary_lines
 
     missing = job.missing_parts()
     if missing:
@@ -167,50 +230,15 @@ def _plan(job: Job) -> None:
 
 
 def _pack(job: Job, num_workers: int, task: tuple[int, int]) -> None:
-    from data_prep.pack_stage import drop_other_markers, shard_tasks, write_task
+    from data_prep.stages.pack_stage import drop_other_markers, shard_tasks, write_task
 
     drop_other_markers(job.plan_dir)
-    tasks = shard_tasks(_planned(job), job.recipe)[task[0] :: task[1]]
+    tasks = shard_tasks(job.planned(), job.recipe)[task[0] :: task[1]]
     todo = [t for t in tasks if not t.is_complete(job.plan_dir, job.output)]
     tokens = sum(t.end_row - t.first_row for t in todo) * job.recipe.seq_len
     workers = min(num_workers, 1 + tokens // _TOKENS_PER_PACKER)
     with Workers(min(workers, len(todo)), (job.parts, job.plan_dir, job.output)) as running:
         running.run(write_task, todo, "pack")
-
-
-def _finish(job: Job, keep_work: bool, started: float) -> dict[str, Any]:
-    """What is left when all shards are there: the lists of dropped rows, the report, and the manifest, last."""
-    from data_prep.manifest import build_manifest, write_dropped
-    from data_prep.pack_stage import remove_unlisted, shard_tasks
-    from data_prep.report import load_report_data, write_report
-    from data_prep.shards import write_manifest
-
-    tasks = shard_tasks(_planned(job), job.recipe)
-    missing = [t.file for t in tasks if not t.is_complete(job.plan_dir, job.output)]
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(tasks)} shards are not packed ({missing[:5]}): run `--stage pack` first"
-        )
-    for leftover in (*job.output.glob(".*.*.tmp"), *job.output.glob("*/.*.tmp")):  # of writes that were killed
-        leftover.unlink()
-    remove_unlisted(tasks, job.output)
-    write_dropped(job)
-    manifest = build_manifest(job, tasks)
-    data = load_report_data([part.file(".npz") for part in job.parts], job.plan_dir / "plan.npz")
-    write_report(job.output, manifest, data, job.renderer.tokenizer)
-    write_manifest(job.output, manifest)
-    if not keep_work:
-        shutil.rmtree(job.work)
-    tokens = sum(s["tokens"] for s in manifest["sources"])
-    print(f"{tokens:,} tokens in {time.monotonic() - started:.1f} s -> {job.output} (see its report.html)")
-    return manifest
-
-
-def _planned(job: Job) -> dict[str, Any]:
-    summary = job.summary()
-    if summary is None:
-        raise ValueError("there is no plan yet: run `--stage plan` first")
-    return summary
 
 
 if __name__ == "__main__":

@@ -4,26 +4,26 @@
     tokenizer/               the tokenizer with the chat template that rendered the data
     train/00000.arrow ...    Arrow IPC streams (memory-mapped by `datasets`), one packed row each:
                                input_ids    list<int32>   the row's documents, one after the other
-                               labels       list<int32>   -100 where not trained, unshifted
+                               labels       list<int32>   IGNORE_INDEX (-100) where not trained, unshifted
                                seq_lengths  list<int32>   tokens per document; their sum is len(input_ids) <= seq_len
                                sources      list<int32>   each document's source: index into manifest["sources"]
     eval/00000.arrow ...     the same for the held-out documents
     dropped/SOURCE.jsonl     every row that was not used, with its reason
 
-`train` imports nothing else from `data_prep` (beside the readers of strict_files).
+`train` imports nothing else from `data_prep` but the readers of strict_files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NotRequired, TypedDict
+
+from data_prep.arrow_columns import list_column
+from data_prep.atomic_files import naming, to_json, write_atomically, written_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,50 +34,119 @@ MANIFEST = "manifest.json"
 TOKENIZER_DIR = "tokenizer"
 SPLITS = ("train", "eval")
 COLUMNS = ("input_ids", "labels", "seq_lengths", "sources")
+IGNORE_INDEX = -100  # the label of what is not trained; torch's cross-entropy skips it
 ROWS_PER_BATCH = 256  # rows of one Arrow record batch: what a reader maps at once
 
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write under a temporary name, flush to disk, rename: a reader finds the whole file or none."""
-    with written_atomically(path) as file:
-        file.write(data)
+class WrittenShard(TypedDict):
+    """The content of one shard file."""
+
+    rows: int  # packed rows
+    tokens: int
+    max_token_id: int  # largest id in it
+    bytes: int
+    sha256: str
 
 
-@contextmanager
-def written_atomically(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which has its name once it is whole."""
-    # The tasks of a job array may write the same file from several nodes, where process numbers repeat.
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_directory(path.parent)
+class ShardFile(WrittenShard):
+    """One shard file."""
+
+    file: str  # path below the shard directory, such as "train/00000.arrow"
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+class SplitCounts(TypedDict):
+    """The packed rows of one split."""
+
+    rows: int  # packed rows
+    documents: int  # one that is used twice counts twice
+    tokens: int
+    trained_tokens: int
+    efficiency: float | None  # tokens of the rows by rows * seq_len; None without rows
 
 
-def to_json(value: Any) -> bytes:
-    """The one JSON form of our files: sorted keys would hide the recipe's order, so keys stay as they are."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+class Split(SplitCounts):
+    """One split: its counts and its files."""
+
+    shards: list[ShardFile]  # in order
 
 
-def write_shard(path: Path, rows: Iterable[dict[str, np.ndarray]]) -> dict[str, Any]:
+class Share(TypedDict):
+    """One source in the mixture."""
+
+    source: str
+    asked: float | None  # share of the mixture by weight; None without weights
+    got: float
+    train_documents: int  # different ones
+    train_uses: int  # one that is used twice counts twice
+    eval_documents: int
+
+
+class PlannedSource(TypedDict):
+    """What became of one source's raw rows."""
+
+    name: str
+    rows: int  # raw rows
+    dropped: dict[str, int]  # raw rows by reason
+    changed: dict[str, int]  # raw rows that were truncated, split or rewritten (names: docs/recipe.md)
+    places: dict[str, int]  # how often the texts of these rows were rewritten, by the same names
+    lost_tokens: dict[str, int]  # by the same names, where a raw row had been tokenized
+    turns: NotRequired[dict[str, int]]  # of the raw rows that were tokenized: see rendering/labels.py
+    kept: int  # raw rows
+    documents: int
+    unused: int  # documents left out by `take` or `weight`
+    tokens: int  # with repeated uses
+    trained_tokens: int
+    train_documents: int
+    train_uses: int
+    eval_documents: int
+
+
+class SourceCounts(PlannedSource):
+    """One source as the manifest lists it."""
+
+    encodings: dict[str, int]  # its text files by encoding
+
+
+class TokenizerIdentity(TypedDict):
+    """Hashes that identify a tokenizer."""
+
+    name: str  # folder or hub id
+    sha256: str  # of all of it
+    vocab_sha256: str  # of its vocabulary alone (token -> id)
+    size: int  # tokens
+
+
+class Manifest(TypedDict):
+    """What manifest.json holds, next to its own hash, which `write_manifest` adds and `read_manifest` checks."""
+
+    format_version: int
+    identity: str  # of recipe, inputs and tokenizer: work of another identity is not reused
+    recipe: dict[str, Any]  # as resolved
+    made_from: NotRequired[dict[str, Any]]  # the other parts of the identity: input files, tokenizer, ...
+    seq_len: int  # tokens of a packed row at most
+    tokenizer: TokenizerIdentity
+    tokenizer_files: dict[str, str]  # path below the shard directory -> sha256
+    chat_template: str  # where it came from
+    chat_template_sha256: str
+    encoders: list[str]  # those that made the ids
+    bos_token_id: int | None
+    end_token_ids: list[int]  # the id that ends an answer, then any other that ends a trained turn
+    sources: list[SourceCounts]  # a packed row's `sources` are indices into it
+    recognised: list[str]  # sources whose `form` was found by their columns
+    mixture: list[Share]
+    notes: list[str]  # what could not be reached
+    splits: dict[str, Split]  # by the names in SPLITS
+    versions: dict[str, str | None]  # of the libraries that decide the bytes; None: not installed
+
+
+def write_shard(path: Path, rows: Iterable[dict[str, np.ndarray]]) -> WrittenShard:
     """Write one shard atomically, one record batch after the other.
 
     Args:
         rows: packed rows: COLUMNS -> (n,) int32 arrays; at most ROWS_PER_BATCH of them are held.
 
     Returns:
-        The manifest's entry of the shard: rows, tokens, max_token_id, bytes, sha256.
+        The manifest's entry of the shard, but for its name.
     """
     import pyarrow as pa
 
@@ -121,33 +190,12 @@ def _record_batch(rows: Sequence[dict[str, np.ndarray]], schema: pa.Schema) -> p
     return pa.record_batch([list_column([row[name] for row in rows]) for name in COLUMNS], schema=schema)
 
 
-def list_column(values: Sequence[np.ndarray]) -> pa.Array:
-    """One or more (n,) integer arrays as a column of list<int32>."""
-    import numpy as np
-    import pyarrow as pa
-
-    offsets = np.zeros(len(values) + 1, dtype=np.int32)
-    np.cumsum([v.size for v in values], out=offsets[1:])
-    numbers = np.concatenate(values).astype(np.int32, copy=False)
-    # From buffers: pyarrow's own way from numpy imports pandas first, which takes half a second in each process.
-    items = pa.Array.from_buffers(pa.int32(), numbers.size, [None, pa.py_buffer(numbers)])
-    return pa.Array.from_buffers(pa.list_(pa.int32()), len(values), [None, pa.py_buffer(offsets)], children=[items])
-
-
-def int32_view(array: pa.Array) -> np.ndarray:
-    """(n,) int32: an array of integers without nulls, in place (`to_numpy` imports pandas as well)."""
-    import numpy as np
-
-    data = array.buffers()[1]
-    return np.frombuffer(data or b"", dtype=np.int32, count=len(array), offset=4 * array.offset if data else 0)
-
-
-def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write the manifest, with the hash of its own content as its last key."""
     write_atomically(directory / MANIFEST, to_json({**manifest, "sha256": _own_hash(manifest)}))
 
 
-def _own_hash(manifest: dict[str, Any]) -> str:
+def _own_hash(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(to_json({k: v for k, v in manifest.items() if k != "sha256"})).hexdigest()
 
 
@@ -157,8 +205,8 @@ def tokenizer_hashes(directory: Path) -> dict[str, str]:
     return {path.relative_to(directory).as_posix(): _digest_of(path) for path in files}
 
 
-def read_manifest(directory: str | Path) -> dict[str, Any]:
-    """The manifest of a complete shard directory.
+def read_manifest(directory: str | Path) -> Any:
+    """The manifest (a Manifest) of a complete shard directory.
 
     Raises:
         ValueError: no such directory, preparation not finished, unreadable, or another format version.
@@ -192,50 +240,53 @@ def manifest_sha256(directory: str | Path) -> str:
     return hashlib.sha256((Path(directory) / MANIFEST).read_bytes()).hexdigest()
 
 
-def shard_files(directory: str | Path, manifest: dict[str, Any], split: str) -> list[Path]:
+def shard_files(directory: str | Path, manifest: Mapping[str, Any], split: str) -> list[Path]:
     """The shard files of a split, in order."""
     return [Path(directory) / shard["file"] for shard in manifest["splits"][split]["shards"]]
 
 
 def check_files(
-    directory: str | Path, manifest: dict[str, Any], *, hashes: bool = False, share: int = 0, shares: int = 1
+    directory: str | Path, manifest: Mapping[str, Any], *, hashes: bool = False, share: int = 0, shares: int = 1
 ) -> list[str]:
-    """Problems of the shard files: missing, of another size, and with `hashes` of other bytes, as may be the
-    tokenizer's files. Empty if sound.
+    """Problems of the shard files: missing or of another size; with `hashes` also of other bytes, in the tokenizer's
+    files too. Empty if sound.
 
     Args:
-        share, shares: look only at this one of so many shares of the files, so that processes can divide them.
+        share, shares: look only at share number `share` of `shares` of the files, so that processes can divide them.
     """
-    files = [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
+    files: list[Mapping[str, Any]] = [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
     if hashes:
         files += _tokenizer_files(manifest)
-    problems = (_check_file(Path(directory) / file["file"], file, hashes) for file in files[share::shares])
-    return [problem for problem in problems if problem]
+    return _problems(directory, files[share::shares], hashes)
 
 
-def check_tokenizer(directory: str | Path, manifest: dict[str, Any]) -> list[str]:
+def check_tokenizer(directory: str | Path, manifest: Mapping[str, Any]) -> list[str]:
     """Problems of the tokenizer's files: missing, or of other bytes. Empty if sound."""
-    problems = (_check_file(Path(directory) / file["file"], file, True) for file in _tokenizer_files(manifest))
-    return [problem for problem in problems if problem]
+    return _problems(directory, _tokenizer_files(manifest), True)
 
 
-def _tokenizer_files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+def _tokenizer_files(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [{"file": name, "sha256": digest} for name, digest in manifest.get("tokenizer_files", {}).items()]
 
 
-def _check_file(path: Path, shard: dict[str, Any], hashes: bool) -> str | None:
+def _problems(directory: str | Path, files: Sequence[Mapping[str, Any]], hashes: bool) -> list[str]:
+    problems = (_check_file(Path(directory) / file["file"], file, hashes) for file in files)
+    return [problem for problem in problems if problem]
+
+
+def _check_file(path: Path, expected: Mapping[str, Any], hashes: bool) -> str | None:
     if not path.exists():
         return f"{path}: missing"
-    if "bytes" in shard and path.stat().st_size != shard["bytes"]:
-        return f"{path}: expected {shard['bytes']} bytes, found {path.stat().st_size}"
-    if hashes and (found := _digest_of(path)) != shard["sha256"]:
-        return f"{path}: expected sha256 {shard['sha256'][:16]}..., found {found[:16]}...: the bytes have changed"
+    if "bytes" in expected and path.stat().st_size != expected["bytes"]:
+        return f"{path}: expected {expected['bytes']} bytes, found {path.stat().st_size}"
+    if hashes and (found := _digest_of(path)) != expected["sha256"]:
+        return f"{path}: expected sha256 {expected['sha256'][:16]}..., found {found[:16]}...: the bytes have changed"
     return None
 
 
 def _digest_of(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()

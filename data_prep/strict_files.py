@@ -1,4 +1,4 @@
-"""YAML and JSON readers that refuse a key given twice; the usual readers silently take the last one."""
+"""YAML and JSON readers that refuse repeated keys; the usual readers silently take the last one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _MAX_DIGITS = 100  # of a number; YAML reads 1:1:1 too, to the base of 60, in ti
 _MAX_VALUES = 100_000  # in a YAML file once its aliases are followed: a few lines of them can stand for billions
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_QUOTED, _AFTER_KEY = re.compile('"'), re.compile(r"\s*:\s*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -32,7 +33,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[str, int] = {}
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        for key, _ in pairs:
             line = key.start_mark.line + 1
             if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
@@ -67,7 +69,8 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
     for key in mapping:
         if not isinstance(key, str):
             raise ValueError(f"{path}: expected option names, found {key!r:.60}: YAML reads it as {type(key).__name__}")
-    return mapping, {key.value: key.start_mark.line + 1 for key, _ in (node.value if node else [])}
+    pairs = node.value if node else []
+    return mapping, {key.value: key.start_mark.line + 1 for key, _ in pairs}
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -83,6 +86,21 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(mapping, dict):
         raise ValueError(f"{path}: expected a mapping, found {type(mapping).__name__}")
     return mapping
+
+
+def replace_member(text: str, key: str, value: Any) -> str:
+    """The text of a JSON object with another value of one of its keys; every other character stays as it is.
+
+    A key that is not there is not added.
+    """
+    decoder, end = json.JSONDecoder(), text.index("{") + 1
+    while (found := _QUOTED.search(text, end)) is not None:
+        name, end = decoder.raw_decode(text, found.start())
+        start = _AFTER_KEY.match(text, end).end()  # type: ignore[union-attr]  # JSON has it there
+        _, end = decoder.raw_decode(text, start)
+        if name == key:
+            return text[:start] + json.dumps(value, ensure_ascii=False) + text[end:]
+    return text
 
 
 def _count(node: yaml.Node, counted: dict[int, int]) -> int:

@@ -1,0 +1,1 @@
+"""Tests: what mirrors the code, then what starts processes, a cluster or a GPU."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the hub fails at once instead of waiting
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -22,6 +23,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny: threads of sev
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 # DeepSpeed compiles with the ninja it finds first, and compiles again when that is another one than the last time.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+# Examples may take long where other work runs beside the tests, and a fixture is made once for all of them.
+LOADED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("packhaul", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("packhaul")
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCAB_SIZE = 640
@@ -51,6 +57,40 @@ CHATML = (
 )
 
 
+# What waits most comes first, so that no worker is left with it at the end.
+LONGEST_FIRST = ("cluster", "system/test_gpu_rehearsal", "system", "slurm", "train", "data_prep")
+
+
+# More than 20 s of a worker, all of a file together.
+SLOW = (
+    *("slurm/test_requeue", "slurm/test_templates", "test_shipped_configs", "test_wheel", "data_prep/test_case_files"),
+    *("train/loop/test_wandb_run", "train/loop/test_end_of_run", "train/serving/test_export_weights"),
+    *("train/serving/test_older_readers", "train/model/test_repacked_weights", "train/run/test_watchdog"),
+    *("train/run/test_hang_watch", "train/checkpoint/test_saving"),
+    *("train/checkpoint/test_resumed_options", "train/checks/test_unused_packages", "train/serving/test_chat_model"),
+    *("train/node_check/test_gpus", "train/test_check_nodes", "train/serving/test_export_tokenizer"),
+    "data_prep/tokenization/test_saved_tokenizer",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark by folder, and begin with what takes longest."""
+    for item in items:
+        folder = item.path.parent.relative_to(ROOT / "tests").as_posix()
+        if folder == "cluster":
+            item.add_marker(pytest.mark.cluster)
+        if folder == "system":
+            item.add_marker(pytest.mark.launch)
+        if item.path.relative_to(ROOT / "tests").with_suffix("").as_posix() in SLOW:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=_rank)  # stable: within a rank as collected
+
+
+def _rank(item: pytest.Item) -> int:
+    place = item.path.relative_to(ROOT / "tests").as_posix()
+    return next((i for i, start in enumerate(LONGEST_FIRST) if place.startswith(start)), len(LONGEST_FIRST))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """Copies of inputs go neither into the user's cache nor from one run of the tests to the next."""
@@ -68,6 +108,16 @@ def environment_as_before():
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def worlds():
+    """Worlds of several training processes, without the imports of a launch."""
+    from tests.support.worlds import Worlds
+
+    made = Worlds()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +169,27 @@ def tiny_model_dir(tiny_tokenizer, tmp_path_factory) -> Callable[..., Path]:
     return make
 
 
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
+_DELTA = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+# Models with a state in some layers; by type, what makes them tiny.
+HYBRIDS: dict[str, dict] = {
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"], **_DELTA},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"], **_DELTA, **_EXPERTS},
+    "mamba2": {"num_heads": 8, "expand": 2, "n_groups": 1, "state_size": 8},
+    "bamba": {"attn_layer_indices": [1], **_MAMBA},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1, "mamba_d_state": 8},
+    "falcon_h1": {"mamba_d_ssm": 64, **_MAMBA},
+    "olmo_hybrid": {"layer_types": ["linear_attention", "full_attention"], **_DELTA},
+}
+
+
 def save_tiny_model(architecture: str, tokenizer, folder: Path, overrides: dict) -> None:
     """The random model of `tiny_model_dir`, and the tokenizer, in a folder."""
     import torch
@@ -132,7 +203,15 @@ def save_tiny_model(architecture: str, tokenizer, folder: Path, overrides: dict)
 
 
 def _tiny_config(architecture: str, tokenizer, overrides: dict):
-    from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen3Config, Qwen3MoeConfig
+    from transformers import (
+        AutoConfig,
+        Gemma2Config,
+        Gemma3TextConfig,
+        LlamaConfig,
+        MistralConfig,
+        Qwen3Config,
+        Qwen3MoeConfig,
+    )
 
     sizes = {
         "vocab_size": len(tokenizer),
@@ -161,10 +240,12 @@ def _tiny_config(architecture: str, tokenizer, overrides: dict):
             "router_aux_loss_coef": 0.0,
         },
     }
+    extra |= {**HYBRIDS, "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}}
     if architecture not in extra:
         raise ValueError(f"tiny_model_dir: unknown architecture {architecture!r}; known: {sorted(extra)}")
     classes = {"llama": LlamaConfig, "qwen3": Qwen3Config, "gemma3": Gemma3TextConfig, "gemma2": Gemma2Config}
     classes |= {"mistral": MistralConfig, "qwen3_moe": Qwen3MoeConfig}
+    classes |= {name: type(AutoConfig.for_model(name)) for name in (*HYBRIDS, "gpt_oss") if name == architecture}
     return classes[architecture](**{**sizes, **extra[architecture], **overrides})
 
 
@@ -179,10 +260,20 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def tiny_shards(tmp_path, tiny_tokenizer) -> Path:
-    """As much of a shard directory as export reads."""
+    """As much of a shard directory as export reads: the tokenizer, and a sentence of CORPUS in each document."""
+    import numpy as np
+
+    from data_prep.shards import write_shard
+
     folder = tmp_path / "shards"
     shutil.copytree(tiny_tokenizer.name_or_path, folder / "tokenizer")
-    manifest = {"format_version": 1, "end_token_ids": [3], "bos_token_id": None}
+    documents = [np.array(tiny_tokenizer(text)["input_ids"], dtype=np.int32) for text in CORPUS]
+    lengths = np.array([len(document) for document in documents], dtype=np.int32)
+    ids = np.concatenate(documents)
+    row = {"input_ids": ids, "labels": ids, "seq_lengths": lengths, "sources": np.arange(len(lengths), dtype=np.int32)}
+    shard = {"file": "eval/00000.arrow", **write_shard(folder / "eval" / "00000.arrow", [row])}
+    splits = {"train": {"rows": 0, "shards": []}, "eval": {"rows": 1, "shards": [shard]}}
+    manifest = {"format_version": 1, "end_token_ids": [3], "bos_token_id": None, "splits": splits}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

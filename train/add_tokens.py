@@ -1,10 +1,10 @@
-"""Entry: give a model rows for tokens that the shards' tokenizer has and the model does not.
+"""Entry: add embedding rows to a model for tokens that only the shards' tokenizer has.
 
     python -m train.add_tokens --model MODEL --data SHARDS --output FOLDER [--untie]
 
-For a chat template whose turn tokens the base model has never had. Train from FOLDER. Full fine-tuning trains the new
-rows as any others; with LoRA, `lora_modules_to_save: [embed_tokens, lm_head]` trains and saves them, which needs a head
-of its own (`--untie`, where the model shares one matrix for both).
+For a chat template with turn tokens that the base model does not have. Train from FOLDER. Full fine-tuning trains the
+new rows as any others; with LoRA, `lora_modules_to_save: [embed_tokens, lm_head]` trains and saves them, which needs a
+head of its own (`--untie`, where the model shares one matrix for both).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_prep.shards import TOKENIZER_DIR, read_manifest
-from train.model_files import ADDED_ROWS
+from data_prep.shards import TOKENIZER_DIR, Manifest, read_manifest
+from train.checks.model_files import ADDED_ROWS
 
-MULTIPLE = 64  # rows of the matrices, for the speed of their products
+MULTIPLE = 64  # the number of rows is rounded up to it: such matrices multiply faster
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def _rows_needed(data: Path) -> int:
     """One more than the largest id that a row of the shards or a conversation in their template can hold."""
     from transformers import AutoTokenizer
 
-    manifest = read_manifest(data)
+    manifest: Manifest = read_manifest(data)
     largest = max(shard["max_token_id"] for split in manifest["splits"].values() for shard in split["shards"])
     return max(largest + 1, len(AutoTokenizer.from_pretrained(data / TOKENIZER_DIR)))
 
@@ -81,11 +81,11 @@ def _untie(model: Any) -> None:
 
     model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
     model.get_output_embeddings().weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone())
-    model.all_tied_weights_keys = {}  # what transformers noted when it loaded the model, and would tie again
+    model.all_tied_weights_keys = {}  # else save_pretrained ties them again
 
 
 def _write(model: Any, data: Path, output: Path, rows: int) -> None:
-    from train.checkpoint import write_json_atomically
+    from train.run.atomic_files import write_json_atomically
 
     unfinished = output.with_name(output.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)

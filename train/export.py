@@ -1,61 +1,55 @@
-"""Entry: a run or a checkpoint in, a Hugging Face folder out.
+"""Entry: export a run or a checkpoint as a Hugging Face folder.
 
     python -m train.export --checkpoint RUN_DIR_OR_CHECKPOINT --output DIR
 
 The folder holds safetensors, the tokenizer of the shards with the chat template for serving, and a generation config
 that stops at every token that ends an answer. Plain AutoModelForCausalLM and AutoTokenizer load it. It is written under
-another name, loaded and checked, and renamed last: DIR exists when it is whole.
+another name, loaded, proven to be the model that was trained (train/serving/export_proof.py), and renamed last: DIR
+exists when it is whole. export.json in it says what was exported from where, and what the proof has found.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import errno
+import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from train.checkpoint import (
-    MARKER,
-    Checkpoint,
-    flush,
-    is_checkpoint_name,
-    newest_complete,
-    read,
-    rename,
-    write_json_atomically,
-)
+from train.run.atomic_files import DIGEST, flush, rename, write_json_atomically
+from train.run.model_identity import difference, model_digests
+from train.serving.export_source import Exported, Shards, check_bytes, find_exported, find_shards
+
+if TYPE_CHECKING:
+    from train.serving.adapters import Base
+    from train.serving.export_proof import HeldOut, Prover
 
 RECORD = "export.json"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 VERSIONED = ("packhaul", "torch", "transformers", "trl", "peft", "deepspeed", "safetensors")
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is exported."""
-
-    checkpoint: Checkpoint
-    run_dir: Path
-    run: dict[str, Any]  # run.json, empty when there is none
-
-    @property
-    def name(self) -> str:
-        """`final`, or the checkpoint's name."""
-        return "final" if self.checkpoint.path == self.run_dir else self.checkpoint.path.name
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; prints what is exported and where it is, or one error line and exit code 1."""
     options = _parse(arguments)
     try:
-        source = find_source(Path(options.checkpoint), best=options.best)
+        exported = find_exported(Path(options.checkpoint), best=options.best)
         output = Path(options.output)
         _refuse_existing(output)
         if options.push_to_hub:
             _require_login()
-        print(f"exporting {source.name} of {source.run_dir} (step {source.checkpoint.step})")
-        export(source, output, data=options.data, base_model=options.base_model, keep_adapter=options.keep_adapter)
+        print(f"exporting {exported.name} of {exported.run_dir} (step {exported.checkpoint.step})")
+        export(
+            exported,
+            output,
+            data=options.data,
+            base_model=options.base_model,
+            keep_adapter=options.keep_adapter,
+            tolerance=options.tolerance,
+        )
         print(f'exported to {output}; ask it something: python -m train.generate --model {output} --prompt "..."')
         if options.push_to_hub:
             print(f"pushed to {push(output, options.push_to_hub, private=options.private)}")
@@ -63,48 +57,84 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"error: {error}") from None
 
 
-def find_source(path: Path, *, best: bool) -> Source:
-    """What `path` stands for: a checkpoint itself, or of a run the final model, its best or its newest checkpoint.
-
-    Raises:
-        ValueError: no such folder, nothing complete in it, or no best one known.
-    """
-    path = path.resolve()
-    if not path.is_dir():
-        raise ValueError(f"--checkpoint {path}: expected a run directory or a checkpoint, found no such folder")
-    if is_checkpoint_name(path.name):
-        if best:
-            raise ValueError(f"--best chooses within a run directory; {path} is one checkpoint: give {path.parent}")
-        return Source(read(path), path.parent, _read_json(path.parent / "run.json"))
-    chosen = _best(path) if best else _final_or_newest(path)
-    return Source(chosen, path, _read_json(path / "run.json"))
-
-
-def export(source: Source, output: Path, *, data: str | None, base_model: str | None, keep_adapter: bool) -> None:
+def export(
+    exported: Exported,
+    output: Path,
+    *,
+    data: str | None,
+    base_model: str | None,
+    keep_adapter: bool,
+    tolerance: float | None = None,
+) -> None:
     """Write the export to `output`, which must not exist yet or be empty.
 
     Args:
         data: the shard directory, if not where run.json says.
-        base_model, keep_adapter: see export_weights.write_weights.
+        base_model: of a LoRA checkpoint, its base model, if not where the adapter says.
+        keep_adapter: leave a LoRA adapter as it is.
+        tolerance: see export_proof.Prover.
 
     Raises:
         ValueError: what is missing, or a check that the result fails; `output` is then not there.
     """
-    from train import export_tokenizer, export_weights
+    from train.serving.adapters import find_base
+    from train.serving.export_proof import Prover
 
+    base = find_base(exported.checkpoint, exported.run, base_model)
+    _check_options(exported, base, base_model, keep_adapter)
+    shards, why_not = find_shards(exported, data)
+    held_out, why_not = _held_out(shards, why_not)
+    check_bytes(exported.checkpoint)
     folder = _fresh(output.with_name(f".{output.name}.incomplete"))
-    saved = source.checkpoint.path
-    how = export_weights.write_weights(saved, folder, base_model=base_model, keep_adapter=keep_adapter)
-    tokenizer_dir, end_ids = _tokenizer_source(source, data)
+    prover = Prover(held_out)
+    with _orderly_on_a_full_disk(folder):
+        _write(exported, folder, base, prover, shards, tolerance, why_not, keep_adapter)
+    if output.exists():
+        output.rmdir()  # empty, or it would have been refused
+    rename(folder, output)
+
+
+@contextlib.contextmanager
+def _orderly_on_a_full_disk(folder: Path) -> Iterator[None]:
+    """Remove what was half written, and say what to do."""
+    try:
+        yield
+    except Exception as error:  # safetensors has an error of its own, with the number in its text
+        if getattr(error, "errno", None) not in _NO_SPACE and not any(
+            f"os error {n})" in str(error) for n in _NO_SPACE
+        ):
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        free = shutil.disk_usage(folder.parent).free / 2**30
+        raise ValueError(
+            f"{folder.parent} has no space for the export: {error}. {free:.2f} GiB are free there; what is exported is "
+            "unchanged: make space, or choose another --output, and run the same command again"
+        ) from None
+
+
+def _write(
+    exported: Exported,
+    folder: Path,
+    base: Base | None,
+    prover: Prover,
+    shards: Shards | None,
+    tolerance: float | None,
+    why_not: str | None,
+    keep_adapter: bool,
+) -> None:
+    """Weights, tokenizer, generation config; the proof; export.json last."""
+    from train.serving import export_tokenizer, export_weights
+
+    saved = exported.checkpoint.path
+    how = export_weights.write_weights(saved, folder, base, prover.read_trained, keep_adapter=keep_adapter)
+    tokenizer_dir, end_ids = (shards.tokenizer, shards.end_token_ids) if shards else (saved, [])
     export_tokenizer.copy_tokenizer(tokenizer_dir, folder)
     end_ids = end_ids or export_tokenizer.end_token_ids(tokenizer_dir)
     config = export_tokenizer.write_generation_config(folder, end_ids)
-    export_weights.check_loads(folder)
-    write_json_atomically(folder / RECORD, _record(source, folder, how, config["eos_token_id"]))
-    if output.exists():
-        output.rmdir()  # empty, or it would have been refused
-    flush(p for p in folder.rglob("*") if p.is_file())
-    rename(folder, output)
+    export_weights.check_loads(folder, prover.read_exported, **(base.load_arguments if base and keep_adapter else {}))
+    proof = _prove(prover, tolerance, why_not)
+    record = _record(exported, folder, how, config["eos_token_id"])
+    write_json_atomically(folder / RECORD, {**record, "proof": proof})
 
 
 def push(folder: Path, repository: str, *, private: bool) -> str:
@@ -127,6 +157,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--data", metavar="DIR", help="the shard directory, if it is not where run.json says")
     add("--base_model", metavar="DIR_OR_ID", help="LoRA: the base model, if it is not where the adapter says")
     add("--keep_adapter", action="store_true", help="LoRA: do not merge; the result needs its base model and peft")
+    add("--tolerance", type=_above_zero, metavar="NATS", help="largest difference that counts as rounding")
     add("--push_to_hub", metavar="ID", help="upload there afterwards, with the hub's own login")
     add("--private", action="store_true", help="make the hub repository private")
     options = parser.parse_args(arguments)
@@ -135,68 +166,76 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _final_or_newest(run_dir: Path) -> Checkpoint:
-    final = read(run_dir) if (run_dir / MARKER).exists() else None
-    newest = newest_complete(run_dir, print)
-    # A run that went on after its end has checkpoints newer than the final model it once wrote.
-    if final and (newest is None or final.step >= newest.step):
-        return final
-    if newest:
-        print(f"{run_dir} has no final model yet: taking its newest complete checkpoint")
-        return newest
-    raise ValueError(f"{run_dir}: expected a final model or a complete checkpoint-N, found neither: train first")
+def _check_options(exported: Exported, base: Base | None, base_model: str | None, keep_adapter: bool) -> None:
+    """Refuse an option that does nothing, and report a base model that was replaced but is not needed."""
+    path = exported.checkpoint.path
+    if base is None and (keep_adapter or base_model):
+        option = "--keep_adapter" if keep_adapter else "--base_model"
+        raise ValueError(f"{option} needs a LoRA checkpoint; {path} has no adapter_config.json: leave the option out")
+    if base and base.digests is None:
+        print(f"note: nothing records which model the adapter was trained on; taking {base.path}")
+    if base and base.quantisation and keep_adapter:
+        print(f"note: the adapter was trained over weights quantised by {base.quantisation}: load its base model so")
+    if base is None:
+        _report_other_base(exported)
 
 
-def _best(run_dir: Path) -> Checkpoint:
-    newest = newest_complete(run_dir, print)
-    state = _read_json(newest.path / "trainer_state.json") if newest else {}
-    best = state.get("best_model_checkpoint")
-    if not best:
-        raise ValueError(
-            f"{run_dir}: no best checkpoint is recorded: that needs eval_strategy, metric_for_best_model and a "
-            "checkpoint saved after an evaluation. Leave --best out to export the final or newest one"
-        )
-    return read(run_dir / Path(best).name)  # by name: the run may have been moved
+def _report_other_base(exported: Exported) -> None:
+    model, options = exported.run.get("model_name_or_path"), exported.run.get("options") or {}
+    now = model_digests(model, options.get("model_revision")) if model else None
+    if other := difference(exported.base_digests, now):
+        print(f"note: {model} is not the model that the run began from: it has {other}. The export does not need it")
 
 
-def _tokenizer_source(source: Source, data: str | None) -> tuple[Path, list[int]]:
-    """The folder of the tokenizer and the ids that end an answer: from the shards, else from the checkpoint's copy."""
-    from data_prep.shards import TOKENIZER_DIR, check_tokenizer, manifest_sha256, read_manifest
+def _held_out(shards: Shards | None, why_not: str | None) -> tuple[HeldOut | None, str | None]:
+    """The documents of the proof, or why there are none."""
+    from train.serving.export_proof import choose_documents
 
-    shards = data or source.run.get("data")
-    trained_on = source.run.get("manifest_sha256") or source.checkpoint.extra.get("manifest_sha256")
+    if shards is None:
+        return None, why_not
     try:
-        if not shards:
-            raise ValueError(f"{source.run_dir} has no run.json that names the shards")
-        manifest = read_manifest(shards)
-        found = manifest_sha256(shards)
-        if trained_on and found != trained_on:
-            raise ValueError(f"{shards} is other data than the run's (manifest {found[:12]}, run {trained_on[:12]})")
-        if damaged := check_tokenizer(shards, manifest):
-            raise ValueError("; ".join(damaged))
+        return choose_documents(shards.path, shards.manifest), None
     except ValueError as error:
-        if data:
-            raise
-        print(f"{error}: taking the checkpoint's copy of the tokenizer")
-        return source.checkpoint.path, []
-    return Path(shards) / TOKENIZER_DIR, manifest["end_token_ids"]
+        return None, str(error)
 
 
-def _record(source: Source, folder: Path, how: str, end_ids: list[int]) -> dict[str, Any]:
-    """Where the export comes from. Absolute paths of this machine stay out."""
-    run, extra = source.run, source.checkpoint.extra
+def _prove(prover: Prover, tolerance: float | None, why_not: str | None) -> dict[str, Any]:
+    """What export.json says of the proof; prints it."""
+    proof = prover.proof(tolerance)
+    if proof is None:
+        print(f"WARNING: NOT PROVEN to be the model that was trained: {why_not}. Give the shards with --data")
+        return {"run": False, "why": re.sub(r"/\S*/(?=\S)", "", str(why_not))}  # without paths of this machine
+    print(proof.sentence())
+    if proof.is_weak:
+        print(
+            f"note: without the adapter they differ by {proof.adapter_effect:.1e}: it does so little that this cannot "
+            "tell the export from the base model"
+        )
+    return proof.as_json()
+
+
+def _record(exported: Exported, folder: Path, how: str, end_ids: list[int]) -> dict[str, Any]:
+    """What was exported from where; forces its files to disk. Absolute paths of this machine stay out."""
+    run, checkpoint = exported.run, exported.checkpoint
     model = run.get("model_name_or_path")
+    written = flush(p for p in sorted(folder.rglob("*")) if p.is_file())
+    files = {path.relative_to(folder).as_posix(): record for path, record in written.items()}
+    weights = {name: record for name, record in checkpoint.files.items() if name.endswith((".safetensors", ".pt"))}
     return {
-        "run": source.run_dir.name,
-        "source": source.name,
-        "step": source.checkpoint.step,
+        "run": exported.run_dir.name,
+        "source": exported.name,
+        "step": checkpoint.step,
         "weights": how,
         "model_name_or_path": Path(model).name if model and Path(model).is_absolute() else model,
-        "manifest_sha256": run.get("manifest_sha256") or extra.get("manifest_sha256"),
+        "base_model": exported.base_digests,
+        "manifest_sha256": run.get("manifest_sha256") or checkpoint.extra.get("manifest_sha256"),
         "git_commit": run.get("git_commit"),
         "end_token_ids": end_ids,
         "versions": _versions(),
-        "files": {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()},
+        "digest": DIGEST,
+        "source_digests": {name: record.digest for name, record in sorted(weights.items())},
+        "files": {name: record.size for name, record in files.items()},
+        "digests": {name: record.digest for name, record in files.items()},
     }
 
 
@@ -210,6 +249,16 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:  # packhaul itself, when run from a clone
             continue
     return found
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return value
 
 
 def _refuse_existing(output: Path) -> None:
@@ -235,16 +284,6 @@ def _require_login() -> None:
         HfApi().whoami()
     except (LocalTokenNotFoundError, HfHubHTTPError) as error:
         raise ValueError(f"--push_to_hub needs a login: run `hf auth login` or set HF_TOKEN. Found: {error}") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: expected JSON, found something else ({error})") from None
-    return content if isinstance(content, dict) else {}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Entry: prompts in, streamed answers out, base and tuned model side by side.
+"""Entry: stream answers of an exported model to prompts, next to those of its base model.
 
     python -m train.generate --model DIR --prompt "..." [--prompt "..."] [--repeat 10] [--base_model DIR]
 
@@ -16,13 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.answering import Answer, check_folder
+from train.serving.chat_model import Answer, check_folder
+from train.serving.prompt_rows import Chat, ask, check_chat, read_chat
 
 if TYPE_CHECKING:
-    from train.answering import ChatModel
-
-Messages = list[dict[str, str]]
-ROLES = ("system", "user", "assistant")
+    from train.serving.chat_model import ChatModel
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,30 +39,30 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"error: {error}") from None
 
 
-def read_chats(prompts: list[str], file: str | None, system: str | None) -> list[Messages]:
+def read_chats(prompts: list[str], file: str | None, system: str | None) -> list[Chat]:
     """All chats to answer, those of the command line first.
 
     Args:
         prompts: user messages; "-" stands for all of standard input.
-        file: JSONL rows with `prompt` or `messages`, or, under any other name, one prompt per line.
+        file: JSONL rows with `prompt` or `messages`, and `tools`; or, under any other name, one prompt per line.
         system: a system message for the chats that have none.
 
     Raises:
         ValueError: nothing to ask, or a row that is no chat; names file and line.
     """
-    chats = [[_user(sys.stdin.read().strip() if p == "-" else p)] for p in prompts]
+    chats = [ask(sys.stdin.read().strip() if p == "-" else p) for p in prompts]
     if file:
         chats += _read_file(Path(file))
     for chat in chats:
-        if system and chat[0]["role"] != "system":
-            chat.insert(0, {"role": "system", "content": system})
-        _check_text(chat)
+        if system and chat.messages[0]["role"] != "system":
+            chat.messages.insert(0, {"role": "system", "content": system})
+        check_chat(chat)
     return chats
 
 
 def load_models(tuned_path: str, base_path: str | None) -> list[ChatModel]:
     """The base model, if asked for, then the tuned one."""
-    from train.answering import borrow_template, load
+    from train.serving.chat_model import borrow_template, load
 
     tuned = load(tuned_path)
     if not base_path:
@@ -77,7 +75,7 @@ def load_models(tuned_path: str, base_path: str | None) -> list[ChatModel]:
 
 def answer_all(
     models: list[ChatModel],
-    chats: list[Messages],
+    chats: list[Chat],
     options: argparse.Namespace,
     write: Callable[[dict[str, Any]], None],
 ) -> None:
@@ -86,9 +84,9 @@ def answer_all(
     only_one = len(models) * len(chats) * options.repeat == 1  # then nothing but the answer is printed
     for number, chat in enumerate(chats):
         if not only_one:
-            print(f"[{number + 1}/{len(chats)}] {chat[-1]['content']}")
+            print(f"[{number + 1}/{len(chats)}] {chat.question}")
         for model in models:
-            ids = model.prompt_ids(chat)
+            ids = model.prompt_ids(chat.messages, chat.tools)
             if options.repeat > 1 and not model.generation_config(overrides, len(ids)).do_sample:
                 print(f"{model.name} does not sample: all answers will be the same", file=sys.stderr)
             for repeat in range(options.repeat):
@@ -107,7 +105,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--model", required=True, metavar="DIR", help="a folder made by train.export, or an id on the hub")
     add("--base_model", metavar="DIR", help="answer with this model too, before the tuned one")
     add("--prompt", action="append", default=[], help='a question; may be given again; "-" reads standard input')
-    add("--prompts", metavar="FILE", help="one question per line, or .jsonl rows with `prompt` or `messages`")
+    add("--prompts", metavar="FILE", help="one question per line, or .jsonl rows: `prompt` or `messages`, `tools`")
     add("--system", help="system message for the chats that have none of their own")
     add("--repeat", type=_positive, default=1, metavar="N", help="ask the same question N times")
     add("--seed", type=int, default=42, help="the i-th repeat uses seed + i (default: %(default)s)")
@@ -140,11 +138,12 @@ def _heading(model: ChatModel, models: list[ChatModel], repeat: int, repeats: in
 
 
 def _row(
-    model: ChatModel, chat: Messages, answer: Answer, repeat: int, seed: int, overrides: dict[str, Any]
+    model: ChatModel, chat: Chat, answer: Answer, repeat: int, seed: int, overrides: dict[str, Any]
 ) -> dict[str, Any]:
     return {
         "model": model.name,
-        "messages": chat,
+        "messages": chat.messages,
+        **({"tools": chat.tools} if chat.tools else {}),
         "answer": answer.text,
         "repeat": repeat,
         "seed": seed,
@@ -157,7 +156,7 @@ def _row(
 
 @contextmanager
 def _writer(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Writes rows beside `path`, which is replaced at the end: what was there stays if this is cut off."""
+    """Writes rows to a temporary file, which replaces `path` at the end: if this is cut off, the old file stays."""
     if not path:
         yield lambda row: None
         return
@@ -171,7 +170,7 @@ def _writer(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     temporary.replace(path)
 
 
-def _read_file(path: Path) -> list[Messages]:
+def _read_file(path: Path) -> list[Chat]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would cut at U+2028 inside JSON text
     except (OSError, UnicodeDecodeError) as error:
@@ -183,46 +182,16 @@ def _read_file(path: Path) -> list[Messages]:
     return chats
 
 
-def _parse_line(line: str, where: str) -> Messages:
-    return [_user(line.strip())]
+def _parse_line(line: str, where: str) -> Chat:
+    return ask(line.strip())
 
 
-def _parse_row(line: str, where: str) -> Messages:
+def _parse_row(line: str, where: str) -> Chat:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: expected a JSON object on the line: {error}") from None
-    if isinstance(row, dict) and isinstance(row.get("prompt"), str):
-        return [_user(row["prompt"])]
-    messages = row.get("messages") if isinstance(row, dict) else None
-    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-        raise ValueError(
-            f'{where}: expected "prompt" (text) or "messages" (a list of objects with role, one of {ROLES}, and '
-            f"content), found {line[:80]}"
-        )
-    if messages[-1]["role"] != "user":
-        raise ValueError(f"{where}: expected a chat that ends with the user's turn, found {messages[-1]['role']!r}")
-    return [{"role": m["role"], "content": m["content"]} for m in messages]
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("role") in ROLES and isinstance(value.get("content"), str)
-
-
-def _user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def _check_text(chat: Messages) -> None:
-    for message in chat:
-        if not message["content"].strip():
-            raise ValueError(f"an empty {message['role']} message: there is nothing to ask")
-        try:
-            message["content"].encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError(
-                f"the {message['role']} message is not Unicode text: check the terminal's locale"
-            ) from None
+    return read_chat(row, where)
 
 
 def _positive(text: str) -> int:

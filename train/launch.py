@@ -1,259 +1,126 @@
-"""How the processes are started, and whether the launch file, the DeepSpeed file and the run configuration agree.
+"""Entry: `accelerate launch`, with the same flags, that adds nothing of its own to how a run ends.
 
-What is known before the start comes from the accelerate YAML; inside `accelerate launch`, from the environment that it
-hands to each process. Both are brought to the form of the YAML, so that the same checks serve both. Nothing here
-imports torch.
+    python -m train.launch --config_file configs/accelerate/NAME.yaml -m train.sft --config configs/train/X.yaml
+
+`accelerate launch` prints a traceback of its own after whatever a training process has said, ends with 1 for every exit
+code, and does not leave Ctrl-C to the training. Here the exit code is that of the process that failed first, Ctrl-C
+reaches the training processes alone, and one line names the process that failed, unless that has said why (2, 130).
+In a job each launcher also writes how it ended: `launch-node{N}.json` in the folder of the attempt's logs.
 """
 
 from __future__ import annotations
 
-import ast
-import functools
+import contextlib
+import logging
 import os
-from collections.abc import Iterator, Mapping
+import signal
+import socket
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.strict_files import read_json, read_yaml
-from train.config import RunConfig
-from train.deepspeed_file import check_deepspeed
-from train.options import package_folder, parse_source
+from train.run.atomic_files import write_json_atomically
+from train.run.spoken import LOG_DIR
 
-# Keys of an accelerate YAML that accelerate raises about, or passes over, when a DeepSpeed file holds the same setting.
-_OWNED_BY_DEEPSPEED_FILE = frozenset(
-    {
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-        "zero_stage",
-        "offload_optimizer_device",
-        "offload_param_device",
-        "offload_param_nvme_path",
-        "offload_optimizer_nvme_path",
-        "zero3_save_16bit_model",
-        "mixed_precision",
-    }
+EXPLAINED = (0, 2, 128 + signal.SIGINT)  # exit codes of train.sft after which its own message says all
+_QUIET = (
+    "torch.distributed.elastic.multiprocessing.api",  # each process that failed, or is ended because another has
+    "torch.distributed.elastic.agent.server.api",
+    "torch.distributed.run",  # OMP_NUM_THREADS is 1 unless it is set
+    "accelerate.commands.launch",  # what its file leaves out has a default
+    "DeepSpeed",  # there is no GPU: train.sft says so where one was meant
 )
+_OTHERS = "SIGTERM,SIGHUP,SIGQUIT"  # torch's launcher passes these on; after SIGINT it would kill a save of 30 s
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
-    """A launch configuration in the form of an accelerate YAML."""
+class End:
+    """How the processes of this node ended."""
 
-    origin: str  # for messages
-    settings: Mapping[str, Any]
-
-    @property
-    def distributed_type(self) -> str:
-        """As written, such as "NO" or "DEEPSPEED"."""
-        value = self.settings.get("distributed_type", "NO")
-        return "NO" if value is False else str(value)  # YAML reads a bare NO as false
+    code: int  # of the process that failed first, -N for one that signal N ended
+    who: str
+    rank: int | None = None  # where a single process is to blame
 
     @property
-    def num_processes(self) -> int | None:
-        """Processes over all machines, or None where a flag gives them."""
-        default = 1 if self.distributed_type == "NO" else None
-        return self.settings.get("num_processes", default)
-
-    @property
-    def deepspeed(self) -> Mapping[str, Any]:
-        """The accelerate YAML's own section about DeepSpeed."""
-        return self.settings.get("deepspeed_config") or {}
-
-    @property
-    def deepspeed_file(self) -> str | None:
-        """The DeepSpeed JSON that it names."""
-        return self.deepspeed.get("deepspeed_config_file")
-
-    def deepspeed_settings(self) -> dict[str, Any]:
-        """The DeepSpeed file's contents, or what accelerate makes of the YAML's own section.
-
-        Raises:
-            ValueError: the file is missing or not usable.
-        """
-        if self.deepspeed_file:
-            return read_json(self.deepspeed_file)
-        own = self.deepspeed
-        zero = {
-            "stage": int(own.get("zero_stage", 2)),
-            "offload_optimizer": {"device": own.get("offload_optimizer_device", "none")},
-            "stage3_gather_16bit_weights_on_model_save": own.get("zero3_save_16bit_model", False),
-        }
-        settings = {key: own.get(key, "auto") for key in ("gradient_accumulation_steps", "gradient_clipping")}
-        batches = {"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto"}
-        return {"zero_optimization": zero, **settings, **batches}
+    def exit_code(self) -> int:
+        """For a shell."""
+        return 128 - self.code if self.code < 0 else self.code
 
 
-def launch_from_file(path: str | Path) -> Launch:
-    """Read an accelerate YAML.
-
-    Raises:
-        ValueError: missing, not YAML, a key twice, a key that accelerate does not know, or no distributed_type.
-    """
-    settings, _ = read_yaml(path)
-    if "distributed_type" not in settings:
-        raise ValueError(
-            f"{path}: expected distributed_type, such as DEEPSPEED, found none: accelerate refuses the file"
-        )
-    unknown = set(settings) - _known_keys()
-    unknown |= set(settings.get("deepspeed_config") or {}) - _known_deepspeed_keys()
-    if unknown:
-        raise ValueError(f"{path}: unknown to accelerate: {', '.join(sorted(unknown))}: remove or correct them")
-    return Launch(origin=str(path), settings=settings)
-
-
-@functools.cache
-def _known_keys() -> frozenset[str]:
-    file = package_folder("accelerate") / "commands" / "config" / "config_args.py"
-    classes = [s for s in parse_source(file).body if isinstance(s, ast.ClassDef)]
-    fields = [s for c in classes if c.name in ("BaseConfig", "ClusterConfig") for s in c.body]
-    return frozenset(f.target.id for f in fields if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name))
-
-
-@functools.cache
-def _known_deepspeed_keys() -> frozenset[str]:
-    """The flags of `accelerate launch`: it takes each key of this section as one, and drops silently what is none."""
-    names: set[str] = set()
-    for node in ast.walk(parse_source(package_folder("accelerate") / "commands" / "launch.py")):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".add_argument"):
-            texts = [str(a.value) for a in node.args if isinstance(a, ast.Constant)]
-            names |= {text.removeprefix("--") for text in texts if text.startswith("--")}
-    return frozenset(names)
-
-
-def launch_from_environment(environ: Mapping[str, str] = os.environ) -> Launch | None:
-    """What `accelerate launch` told this process; None if it did not start it."""
-    if "ACCELERATE_MIXED_PRECISION" not in environ:
-        return None
-    settings: dict[str, Any] = {"num_processes": int(environ.get("WORLD_SIZE", "1"))}
-    if environ["ACCELERATE_MIXED_PRECISION"] != "no":
-        settings["mixed_precision"] = environ["ACCELERATE_MIXED_PRECISION"]
-    if _is_true(environ.get("ACCELERATE_USE_DEEPSPEED")):
-        settings |= {"distributed_type": "DEEPSPEED", "deepspeed_config": _deepspeed_from(environ)}
-    elif _is_true(environ.get("ACCELERATE_USE_FSDP")):
-        settings["distributed_type"] = "FSDP"
-    else:
-        settings["distributed_type"] = "MULTI_GPU" if settings["num_processes"] > 1 else "NO"
-    if "ACCELERATE_USE_CPU" in environ:
-        settings["use_cpu"] = _is_true(environ["ACCELERATE_USE_CPU"])
-    sizes = {key: environ.get(f"PARALLELISM_CONFIG_{key.upper()}") for key in ("cp_size", "sp_size", "tp_size")}
-    settings["parallelism_config"] = {f"parallelism_config_{key}": int(size) for key, size in sizes.items() if size}
-    return Launch(origin="the environment that accelerate launch made", settings=settings)
-
-
-def _deepspeed_from(environ: Mapping[str, str]) -> dict[str, Any]:
-    prefix = "ACCELERATE_DEEPSPEED_"
-    names = {
-        "deepspeed_config_file": f"{prefix}CONFIG_FILE",
-        "zero_stage": f"{prefix}ZERO_STAGE",
-        "offload_optimizer_device": f"{prefix}OFFLOAD_OPTIMIZER_DEVICE",
-        "gradient_accumulation_steps": "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
-        "gradient_clipping": "ACCELERATE_GRADIENT_CLIPPING",
-    }
-    found: dict[str, Any] = {key: _number(environ[name]) for key, name in names.items() if name in environ}
-    for key, name in (("zero3_init_flag", "ZERO3_INIT"), ("zero3_save_16bit_model", "ZERO3_SAVE_16BIT_MODEL")):
-        if f"{prefix}{name}" in environ:
-            found[key] = _is_true(environ[f"{prefix}{name}"])
-    return found
-
-
-def _number(text: str) -> Any:
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _is_true(text: str | None) -> bool:
-    return (text or "").strip().lower() in ("1", "true", "yes", "on", "y", "t")
-
-
-def check_launch(launch: Launch, world_size: int | None, environ: Mapping[str, str] = os.environ) -> Iterator[str]:
-    """What is wrong with a launch configuration in itself."""
-    yield from _check_processes(launch)
-    yield from _check_deepspeed_section(launch, environ)
-    for key, size in (launch.settings.get("parallelism_config") or {}).items():
-        if key.endswith(("cp_size", "sp_size", "tp_size")) and size not in (None, 1):
-            reason = "documents of a packed row attend to each other when a row is split over processes"
-            why = "this is not supported yet" if key.endswith("tp_size") else reason
-            yield f"{launch.origin}: expected {key} 1, found {size}: {why}; remove parallelism_config"
-    if world_size is not None and launch.distributed_type == "NO" and world_size > 1:
-        yield f"{launch.origin}: distributed_type NO starts 1 process, {world_size} are asked for: use a DEEPSPEED file"
-
-
-def _check_processes(launch: Launch) -> Iterator[str]:
-    kind, planned, origin = launch.distributed_type, launch.num_processes, launch.origin
-    if kind == "MULTI_CPU" or (kind == "NO" and planned not in (None, 1)):
-        yield (
-            f"{origin}: distributed_type {kind} starts one process, so the {planned} asked for would not be one world, "
-            "and the run would still end with exit code 0: use DEEPSPEED (on CPU with use_cpu: true)"
-        )
-    if kind == "FSDP" and launch.settings.get("use_cpu"):
-        yield f"{origin}: expected a GPU for FSDP, found use_cpu: true: it would silently be plain DDP; use DEEPSPEED"
-    machines = launch.settings.get("num_machines", 1)
-    launcher = launch.deepspeed.get("deepspeed_multinode_launcher")
-    if kind == "DEEPSPEED" and machines > 1 and launcher != "standard":
-        yield (
-            f"{origin}: expected deepspeed_multinode_launcher: standard for {machines} machines, found {launcher}: "
-            "others start an independent run on each machine, or need ssh between them"
-        )
-
-
-def _check_deepspeed_section(launch: Launch, environ: Mapping[str, str]) -> Iterator[str]:
-    if launch.distributed_type != "DEEPSPEED":
-        return
-    if _is_true(environ.get("ACCELERATE_USE_CPU")):
-        yield (
-            "ACCELERATE_USE_CPU is set: it silently turns DeepSpeed into plain data parallelism: unset it, and write "
-            "use_cpu: true in both the accelerate YAML and the run config"
-        )
-    if launch.deepspeed_file is None:
-        return
-    twice = _OWNED_BY_DEEPSPEED_FILE & (set(launch.deepspeed) | set(launch.settings))
-    if twice:
-        yield (
-            f"{launch.origin}: {', '.join(sorted(twice))} beside deepspeed_config_file, which accelerate refuses: "
-            f"remove them here; stage and offload belong in {launch.deepspeed_file}, precision in the run config"
-        )
-
-
-def check_launch_against(launch: Launch, config: RunConfig, world_size: int | None) -> Iterator[str]:
-    """Where a launch configuration and the run configuration disagree."""
-    origin, kind = launch.origin, launch.distributed_type
-    processes = world_size if world_size is not None else launch.num_processes
-    use_cpu, asked_cpu = launch.settings.get("use_cpu"), bool(config.value("use_cpu"))
-    if use_cpu is not None and bool(use_cpu) != asked_cpu:
-        yield f"{origin}: use_cpu is {bool(use_cpu)}, in the run config {asked_cpu}: write the same in both"
-    if kind == "FSDP" and asked_cpu and not use_cpu:
-        yield f"{origin}: expected a GPU for FSDP, the run config has use_cpu: true: it would silently be plain DDP"
-    precision = launch.settings.get("mixed_precision") or "no"
-    if precision == "fp8":
-        yield (
-            f"{origin}: mixed_precision fp8: bf16: true in the run config would replace it in silence, and alone it is "
-            "not proven here to equal the reference: remove it and train in bf16"
-        )
-    elif kind != "DEEPSPEED" and precision not in ("no", config.precision):
-        yield (
-            f"{origin}: mixed_precision is {precision}, the run config says {config.precision}: remove it here; it "
-            "belongs in the run config (bf16, fp16)"
-        )
-    actual = "MULTI_CPU" if kind == "MULTI_GPU" and asked_cpu else kind
-    expected = config.own.expected_distributed_type
-    if expected not in (None, actual):
-        yield f"{origin}: expected_distributed_type is {expected}, this launch makes {actual}: use another launch file"
-    if kind == "DEEPSPEED":
-        yield from _check_deepspeed_file(launch, config, processes)
-
-
-def _check_deepspeed_file(launch: Launch, config: RunConfig, processes: int | None) -> Iterator[str]:
+def main(argv: list[str] | None = None) -> int:
+    """The exit code of the training: that of the process that failed first, 128 + N for one that signal N ended."""
+    end = End(code=1, who="the launcher, by an error of its own")
     try:
-        settings = launch.deepspeed_settings()
-    except (ValueError, TypeError) as error:
-        yield f"{launch.origin}: deepspeed_config_file: {error}"
+        end = _launch(argv)
+    except SystemExit as error:  # its flags, or --help
+        end = End(code=error.code if isinstance(error.code, int) else 1, who="the launcher, by its flags")
+        raise
+    finally:
+        _write_down(end)
+    return _say(end)
+
+
+def _launch(argv: list[str] | None) -> End:
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    args = launch_command_parser().parse_args(argv)
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", _OTHERS)
+    for name in _QUIET:
+        logging.getLogger(name).addFilter(lambda record: False)
+    signal.signal(signal.SIGINT, _pass_on)
+    try:
+        launch_command(args)
+    except subprocess.CalledProcessError as error:
+        return End(code=error.returncode, who="the training process", rank=0)
+    except Exception as error:
+        if type(error).__name__ == "SignalException":  # passed on to the training, and that has ended
+            return End(code=-int(error.sigval), who="the launcher")  # type: ignore[attr-defined]
+        if type(error).__name__ != "ChildFailedError":
+            raise
+        return _first_failure(error)
+    return End(code=0, who="all processes")
+
+
+def _pass_on(number: int, frame: Any) -> None:
+    """Ctrl-C to the training processes, which torch's launcher keeps apart from the terminal."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            child.send_signal(number)
+
+
+def _first_failure(error: Any) -> End:
+    """The process that failed first."""
+    rank, failure = error.get_first_failure()
+    who = f"rank {rank} (local rank {failure.local_rank}, process {failure.pid})"
+    return End(code=failure.exitcode, who=who, rank=rank)
+
+
+def _say(end: End) -> int:
+    """The exit code for a shell, after a line about a failure that may not have been explained."""
+    if end.code not in EXPLAINED:
+        named = f"was ended by {signal.Signals(-end.code).name}" if end.code < 0 else ""
+        how = named or f"failed with exit code {end.code}"
+        print(f"launch: {end.who} {how}, before any other: its last lines above have the cause", file=sys.stderr)
+    return end.exit_code
+
+
+def _write_down(end: End) -> None:
+    """Write `launch-node{N}.json` for the job's script, which reads it after the attempt."""
+    folder, node = os.environ.get(LOG_DIR), int(os.environ.get("SLURM_NODEID", "0"))
+    if not folder:
         return
-    origin = launch.deepspeed_file or launch.origin
-    yield from check_deepspeed(
-        settings, origin, launch.deepspeed.get("zero3_init_flag"), launch.origin, config, processes
-    )
+    content = {"time": time.time(), "node": node, "host": socket.gethostname(), "exit_code": end.exit_code}
+    path = Path(folder) / f"launch-node{node}.json"
+    try:
+        write_json_atomically(path, {**content, "rank": end.rank, "who": end.who})
+    except OSError as error:
+        print(f"launch: {path} cannot be written: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

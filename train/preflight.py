@@ -1,4 +1,4 @@
-"""Entry: everything that can be known to be wrong before a GPU is held, in seconds and without torch.
+"""Entry: check a run before a GPU is held, in seconds; without torch, but for the names of LoRA's targets.
 
     python -m train.preflight --config configs/train/X.yaml [--accelerate_config configs/accelerate/NAME.yaml]
 
@@ -7,28 +7,22 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from data_prep.shards import check_files, read_manifest
-from train.config import RunConfig, help_text, load_run_config
-from train.deepspeed_file import deepspeed_notes
-from train.launch import Launch, check_launch, check_launch_against, launch_from_environment, launch_from_file
-from train.model_files import check_model, model_notes
-from train.schedule import check_schedule, derive, schedule_lines, schedule_notes
-
-_FLAGS = """\
-Flags of the preflight check:
-  --accelerate_config FILE
-        The launch file that the run will be started with.
-  --num_processes N
-        World size, where a flag of accelerate launch gives it and not the file.
-  --verify_data
-        Read every shard and compare its hash; without it, that all are there with their sizes.
-"""
+from data_prep.shards import Manifest, check_files, read_manifest
+from train.checks.deepspeed_file import deepspeed_notes
+from train.checks.disk_space import check_space, needed_space
+from train.checks.disk_space import describe as describe_space
+from train.checks.launch import Launch, check_launch, check_launch_against, launch_from_environment, launch_from_file
+from train.checks.model_files import check_model, expert_notes, model_notes
+from train.checks.run_schedule import check_schedule, compiling_notes, derive, schedule_lines, schedule_notes
+from train.config.option_help import help_text
+from train.config.run_config import RunConfig, load_run_config
 
 
 @dataclass(kw_only=True)
@@ -43,47 +37,85 @@ class Report:
 def main(argv: list[str] | None = None) -> int:
     """Check a run: 0 if nothing is wrong, 2 otherwise."""
     words = list(sys.argv[1:] if argv is None else argv)
+    parser = _flag_parser()
     if "--help" in words or "-h" in words:
-        print(help_text("python -m train.preflight", _FLAGS))
+        print(help_text("python -m train.preflight", parser.format_help()))
         return 0
-    report = Report()
     try:
-        accelerate_config, processes, verify_data = _own_flags(words)
+        own, run_flags = parser.parse_known_args(words)
     except ValueError as error:
         print(f"preflight: {error}", file=sys.stderr)
         return 2
-    try:
-        config = load_run_config(words)
-    except ValueError as error:  # the launch file can be checked all the same
-        launch = _read_launch(accelerate_config, report)
-        report.problems += [*(check_launch(launch, processes) if launch else ()), str(error)]
-    else:
-        report = examine(config, accelerate_config=accelerate_config, world_size=processes, verify_data=verify_data)
+    report = _examine_flags(run_flags, own)
     _print(report)
     return 2 if report.problems else 0
 
 
-def _own_flags(words: list[str]) -> tuple[Path | None, int | None, bool]:
-    """Take the check's own flags out of the run's flags."""
-    verify_data = "--verify_data" in words
-    if verify_data:
-        words.remove("--verify_data")
-    file, number = _take(words, "--accelerate_config"), _take(words, "--num_processes")
-    if number is not None and not (number.isdigit() and int(number)):
-        raise ValueError(f"--num_processes: expected a whole number of 1 or more, found {number!r}")
-    return Path(file) if file else None, int(number) if number else None, verify_data
+class _FlagParser(argparse.ArgumentParser):
+    """Raises a ValueError where argparse ends the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
 
 
-def _take(words: list[str], flag: str) -> str | None:
-    for i, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name == flag:
-            if not equals and i + 1 == len(words):
-                raise ValueError(f"{flag}: expected a value behind it, found none")
-            value = value if equals else words[i + 1]
-            del words[i : i + (1 if equals else 2)]
-            return value
-    return None
+class _Once(argparse.Action):
+    """Stores a value; a second one is an error."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *values: Any) -> None:
+        if getattr(namespace, self.dest) is not None:
+            raise argparse.ArgumentError(self, "given twice: keep one")
+        setattr(namespace, self.dest, values[0])
+
+
+def _flag_parser() -> argparse.ArgumentParser:
+    """Takes the check's own flags; the others are the run's."""
+    parser = _FlagParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    add = parser.add_argument_group("Flags of the preflight check").add_argument
+    launch_help = "the launch file that the run will be started with"
+    add("--accelerate_config", action=_Once, type=Path, metavar="FILE", help=launch_help)
+    world_help = "world size, where a flag of accelerate launch gives it and not the file"
+    add("--num_processes", action=_Once, type=_world_size, metavar="N", help=world_help)
+    data_help = "read every shard and compare its hash; without it, only presence and size are checked"
+    add("--verify_data", action="store_true", help=data_help)
+    return parser
+
+
+def _world_size(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text!r}")
+    return int(text)
+
+
+def _examine_flags(run_flags: list[str], own: argparse.Namespace) -> Report:
+    try:
+        config = load_run_config(run_flags)
+    except ValueError as error:
+        # The launch file can be checked all the same.
+        report = Report()
+        launch = _read_launch(own.accelerate_config, report)
+        report.problems += [*(check_launch(launch, own.num_processes) if launch else ()), str(error)]
+        return report
+    report = examine(
+        config,
+        accelerate_config=own.accelerate_config,
+        world_size=own.num_processes,
+        verify_data=own.verify_data,
+    )
+    if not report.problems:
+        _compare_targets(config, report)
+    return report
+
+
+def _compare_targets(config: RunConfig, report: Report) -> None:
+    """LoRA's targets with the model's names: the only check that imports torch, so it comes last."""
+    from train.model.lora_targets import check_targets
+
+    try:
+        check_targets(config)
+    except ValueError as error:
+        report.problems.append(str(error))
+    except OSError as error:
+        report.notes.append(f"LoRA's targets are not compared with the model's names, its config is not here: {error}")
 
 
 def check(config: RunConfig, *, accelerate_config: Path | None = None, world_size: int | None = None) -> list[str]:
@@ -102,7 +134,9 @@ def examine(
     """All checks, the notes and the derived numbers."""
     report = Report()
     launch = _read_launch(accelerate_config, report)
-    processes = world_size if world_size is not None else (launch.num_processes if launch else None)
+    processes = world_size
+    if processes is None and launch:
+        processes = launch.num_processes
     if launch:
         report.problems += check_launch(launch, world_size)
         report.problems += check_launch_against(launch, config, processes)
@@ -110,15 +144,28 @@ def examine(
     report.problems += _check_world(config, processes)
     manifest = _read_data(config, report, verify_data)
     report.problems += check_model(config, manifest)
+    if manifest:
+        _check_rows(config, manifest, report)
     sources = [s["name"] for s in manifest["sources"] if s.get("eval_documents", 1)] if manifest else []
     report.problems += check_schedule(config, manifest["splits"]["eval"]["rows"] if manifest else None, sources)
     if processes is None:
         assumed = config.own.expected_world_size or 1
         report.notes.append(f"the number of processes is not known (--num_processes N): the numbers are for {assumed}")
-    report.notes += model_notes(config, sharded=launch is not None and launch.distributed_type == "DEEPSPEED")
+    kind = launch.distributed_type if launch else "NO"
+    report.notes += model_notes(config, sharded=kind == "DEEPSPEED")
+    report.notes += expert_notes(config) if kind not in ("DEEPSPEED", "FSDP") else ()
     if manifest and manifest["splits"]["train"]["rows"]:
         _describe(config, manifest, processes or config.own.expected_world_size or 1, launch, report)
     return report
+
+
+def _check_rows(config: RunConfig, manifest: Manifest, report: Report) -> None:
+    """Rows that pre-training has left untrained; numpy, which it needs, is imported where there are shards."""
+    from train.checks.untrained_rows import check_rows
+
+    problems, notes = check_rows(config, manifest)
+    report.problems += problems
+    report.notes += notes
 
 
 def _read_launch(path: Path | None, report: Report) -> Launch | None:
@@ -129,9 +176,9 @@ def _read_launch(path: Path | None, report: Report) -> Launch | None:
         return None
 
 
-def _read_data(config: RunConfig, report: Report, verify_data: bool) -> dict[str, Any] | None:
+def _read_data(config: RunConfig, report: Report, verify_data: bool) -> Manifest | None:
     try:
-        manifest = read_manifest(config.own.data)
+        manifest: Manifest = read_manifest(config.own.data)
     except ValueError as error:
         report.problems.append(f"data: {error}")
         return None
@@ -158,11 +205,12 @@ def _launch_notes(launch: Launch) -> Iterator[str]:
             return  # reported as a problem
 
 
-def _describe(
-    config: RunConfig, manifest: dict[str, Any], processes: int, launch: Launch | None, report: Report
-) -> None:
+def _describe(config: RunConfig, manifest: Manifest, processes: int, launch: Launch | None, report: Report) -> None:
     train, schedule = manifest["splits"]["train"], derive(config, manifest["splits"]["train"], processes)
     report.notes += schedule_notes(config, schedule, train)
+    report.notes += compiling_notes(config, manifest["seq_len"])
+    space = needed_space(config, schedule)
+    report.problems += check_space(config, space) if space else ()
     report.summary += [
         f"launch       {launch.distributed_type if launch else 'not given'}, precision {config.precision}",
         f"model        {config.value('model_name_or_path')}",
@@ -170,6 +218,8 @@ def _describe(
         f"{train['tokens']:,} tokens, {manifest['splits']['eval']['rows']:,} eval rows",
         *schedule_lines(config, schedule),
     ]
+    if space:
+        report.summary.append(f"disk         at least {describe_space(space)}")
 
 
 def _print(report: Report) -> None:

@@ -8,59 +8,108 @@ Run the same command again after a crash or a preemption: it goes on from the ne
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from train import build_locks, preemption, watchdog
-from train.config import load_run_config
-from train.late_imports import end_start, leave_out_unused
+from train.checks.unused_packages import end_start, leave_out_unused
+from train.checks.world import check_one_gpu, check_world_size
+from train.config.run_config import RunConfig, load_run_config
+from train.loop import tracker_ends, wandb_run
+from train.run import compile_locks, ending, last_words, preemption, quiet, watchdog
+from train.run.log import finish as finish_lines
+from train.run.log import set_up
+from train.run.preemption import Signals
 
-_LOCK: list[Any] = []  # the open lock file of the run directory, held until this process ends
+if TYPE_CHECKING:
+    from trl import SFTConfig
+
+    from data_prep.shards import Manifest
+    from train.checkpoint.folders import Checkpoint
+
+log = logging.getLogger("train.sft")  # the module is called __main__ where it is started
 
 
-def main(argv: list[str] | None = None, *, own_process: bool = False) -> int:
-    """Train to the end, or to a preemption (both 0); 2 when something has to be changed first.
+def main(argv: list[str] | None = None, *, own_process: bool = False, held: ExitStack | None = None) -> int:
+    """Train to the end, or to a preemption (both 0); 2 when something has to be changed first, 130 after Ctrl-C.
 
     Args:
-        own_process: nothing else runs in it, so that what this run does not use need not be imported.
+        own_process: nothing else runs in this process, so packages that the run does not use are not imported.
+        held: keeps the lock on the run directory after the end, until the caller closes it.
     """
-    preemption.install_handlers()
-    _prepare_process()
+    set_up()
+    signals = Signals()
+    signals.install()
+    own_hold, held = held is None, held or ExitStack()
+    code = 1
     try:
-        config = load_run_config(sys.argv[1:] if argv is None else argv)
+        _prepare_process()
+        code = _run(sys.argv[1:] if argv is None else argv, own_process, signals, held)
+    except SystemExit as end:  # --help
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+    except Exception as error:
+        last_words.write_down_traceback(error, code)
+        if not own_process:
+            raise
+        last_words.show_traceback(error)
+    finally:
+        _end(code, own_process, signals.first() is not None, held)
+        if own_hold:  # nobody else lets go of the run directory
+            held.close()
+    return code
+
+
+def _end(code: int, own_process: bool, hurried: bool, held: ExitStack) -> None:
+    """Let trackers take what they have not taken, in a bounded time.
+
+    Args:
+        hurried: a signal has come, and a grace period is running.
+    """
+    watchdog.end_watch()
+    if own_process:
+        seconds = ending.HURRIED if hurried else max(ending.LIMIT, wandb_run.longest_end() + ending.SPARE)
+        ending.begin(code, seconds, held)
+    finish_lines()
+    wandb_run.end(code, hurried)
+    tracker_ends.end()
+
+
+def _run(argv: list[str], own_process: bool, signals: Signals, held: ExitStack) -> int:
+    try:
+        config = load_run_config(argv)
+        run_dir, timeout = Path(config.sft["output_dir"]), float(config.value("ddp_timeout"))
+        watchdog.begin(config.own.hang_seconds or {}, timeout, run_dir)
         _preflight(config)
         if own_process:
             leave_out_unused(config)
-        _train(config)
+        if _train(config, signals, held):
+            return preemption.INTERRUPTED
     except ValueError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"sft: error: {error}", file=sys.stderr, flush=True)
-        return 2
+        return last_words.refuse(str(error), 2)
     except RuntimeError as error:
         if not (reason := watchdog.explain(error)):
             raise
-        print(f"sft: error: {reason}", file=sys.stderr, flush=True)
-        return 1
-    finally:
-        watchdog.end_watch()
+        return last_words.refuse(reason, 1, consequence=True)
     return 0
 
 
 def _prepare_process() -> None:
-    """Find the environment's own ninja, which DeepSpeed compiles with, also where the environment is not activated; and
-    keep torch's notes about names that DeepSpeed still uses out of every step's log."""
+    """Let DeepSpeed find the environment's own ninja where the environment is not activated, and silence torch's
+    warnings about names that DeepSpeed still uses."""
     import warnings
 
+    quiet.set_up()
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        build_locks.remove_stale()
+        compile_locks.remove_stale()
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\..* is deprecated", category=FutureWarning)
 
 
-def _preflight(config: Any) -> None:
+def _preflight(config: RunConfig) -> None:
     from train.preflight import check
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -69,220 +118,198 @@ def _preflight(config: Any) -> None:
         raise ValueError(f"{len(problems)} problem(s) found before the start:\n- " + "\n- ".join(problems))
 
 
-def _train(config: Any) -> None:
-    from train import checkpoint, run_record
-    from train.config import build_sft_config
-    from train.data import load_manifest, verify_shards
-    from train.resume import check_identity, find_resume, finished_step
-    from train.trainer import is_main, steps_in_all
-    from train.world_size import keep_global_batch, resumable
+def _train(config: RunConfig, signals: Signals, held: ExitStack) -> bool:
+    """Whether it was stopped by Ctrl-C."""
+    from train.checkpoint.final_model import save_final_model
+    from train.checkpoint.finished import deciding_options
+    from train.checkpoint.resume import find_resume
+    from train.checkpoint.world_size import keep_global_batch, resumable
+    from train.config.run_config import build_sft_config
+    from train.config.steps import rows_per_step_of, steps_in_all, steps_per_epoch
+    from train.loop.data import load_manifest, set_row_order, verify_shards
+    from train.model.lora_targets import check_targets
+    from train.run import run_record
 
     run_dir = Path(config.sft["output_dir"])
     config, note = keep_global_batch(config, run_dir, int(os.environ.get("WORLD_SIZE", "1")))
+    with suppress(OSError):  # whoever loads the model says what it lacks
+        check_targets(config)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        quiet.silence_deepspeed()
+    watchdog.part("joining the world")
     args = build_sft_config(config)  # starts the process group
-    _check_world_size(args.world_size, config)
-    _check_one_gpu(args.n_gpu)
+    check_world_size(args.world_size, config)
+    check_one_gpu(args.n_gpu)
     manifest = load_manifest(config.own.data)
-    record = _start_record(run_dir, config, args)
+    set_row_order(args, manifest)
+    an_epoch = steps_per_epoch(manifest["splits"]["train"]["rows"], rows_per_step_of(args))
+    total_steps = steps_in_all(an_epoch, args.max_steps, args.num_train_epochs)
+    record, done = _start_record(run_dir, config, args, total_steps, held)
     run_record.use_wandb_id(record, run_dir)
-    log = _say if is_main(args) else _silent
     if note:
-        log(note)
-    total_steps = steps_in_all(manifest["splits"]["train"]["rows"], args)
-    if done := finished_step(config, run_dir, args, total_steps, record["manifest_sha256"]):
-        log(f"finished before, after {done} steps: {run_dir}. To go on, give more num_train_epochs or max_steps")
-        return
+        log.info(note)
+    if done is not None:
+        log.info(f"finished before, after {done} steps: {run_dir}. To go on, give more num_train_epochs or max_steps")
+        return False
     if config.own.verify_shards:
+        watchdog.part("verifying the shards")
         verify_shards(config.own.data, manifest, args)
 
-    trainer = _make_trainer(config, args, manifest, record, log)
-    resumed = find_resume(config, run_dir, args, log)
+    # Only here: a run that is finished needs no trainer, which takes seconds to import.
+    from train.loop.setup import make_trainer
+
+    watchdog.part("loading the model")
+    trainer = make_trainer(config, args, manifest, record, signals)
+    watchdog.part("preparing to train")
+    resumed = find_resume(config, run_dir, args)
+    if record["base_model"] is None:  # else it was compared before run.json was written
+        _check_downloaded(config, manifest)
+        _learn_base(trainer, resumed, run_dir, config)
     if resumed:
-        check_identity(resumed, trainer.checkpoint_extra, log)
-        log(f"resuming from {resumed.path} (step {resumed.step})")
-        trainer.restore_counters(resumed)
+        log.info(f"resuming from {resumed.path} (step {resumed.step})")
+        trainer.checkpointer.resume(resumed)
         args.eval_on_start = False  # the base model was evaluated at the first start
-    trainer.check_lead_at_start()
+    trainer.checkpointer.grace_period.check_at_start(resumed)
     end_start()
-    with resumable(resumed, trainer, config, log) if resumed else nullcontext() as folder:
+    resuming = resumable(resumed, trainer, config) if resumed else nullcontext()
+    with resuming as folder:
         trainer.train(resume_from_checkpoint=str(folder) if folder else None)
-    if trainer.preempted:
+    steps = trainer.state.global_step
+    if trainer.checkpointer.preempted:
         _check_saved(trainer, run_dir)
         trainer.accelerator.wait_for_everyone()  # nobody leaves before the mark: a launcher ends the others
-        log(f"preempted after step {trainer.state.global_step}: the checkpoint is complete, run the same command again")
-        return
-    if is_main(args):
-        checkpoint.withdraw(run_dir)  # of an earlier end: the files are about to be replaced
-    trainer.accelerator.wait_for_everyone()
-    trainer.save_model()
-    trainer.accelerator.wait_for_everyone()
-    if is_main(args):
-        trainer.state.save_to_json(str(run_dir / "trainer_state.json"))
-        step, extra = trainer.state.global_step, trainer.checkpoint_extra
-        extra = {**extra, "max_steps": trainer.state.max_steps}
-        checkpoint.publish(run_dir, step=step, world_size=args.world_size, extra=extra)
-    trainer.accelerator.wait_for_everyone()
-    log(f"done after {trainer.state.global_step} steps: {run_dir}. Next: python -m train.export --checkpoint {run_dir}")
+        stopped = "stopped by Ctrl-C" if trainer.checkpointer.interrupted else "preempted"
+        log.info(f"{stopped} after step {steps}: the checkpoint is complete, run the same command again to go on")
+        return bool(trainer.checkpointer.interrupted)
+    watchdog.enter("save", steps, "final model")
+    extra = {**trainer.checkpointer.extra, "options": deciding_options(config)}
+    save_final_model(trainer, run_dir, extra, signals)
+    _report_better_base(trainer)
+    log.info(f"done after {steps} steps: {run_dir}. Next: python -m train.export --checkpoint {run_dir}")
+    return False
+
+
+def _report_better_base(trainer: Any) -> None:
+    """Name the sources on which training has made the model worse."""
+    from train.checkpoint.folders import step_of
+    from train.loop.evaluation import better_base
+
+    state = trainer.state
+    loaded = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    if worse := better_base(state.log_history, trainer.baseline, step_of(Path(loaded)) if loaded else None):
+        log.warning(f"the base model has a lower held-out loss than the tuned one. {'; '.join(worse)}")
 
 
 def _check_saved(trainer: Any, run_dir: Path) -> None:
     """Refuse to call a run preempted, and so ready to be requeued, whose last checkpoint could not be saved."""
     step = trainer.state.global_step
-    if trainer.published_step != step:
+    if trainer.checkpointer.publisher.published_step != step:
         raise ValueError(
             f"stopped by a signal after step {step}, but checkpoint-{step} could not be saved (see above): make space "
             f"in {run_dir} and run the same command again; it goes on from the newest complete checkpoint there"
         )
 
 
-def _check_world_size(world_size: int, config: Any) -> None:
-    """Refuse a world that is not what was asked for: a launcher may start several worlds of one, and exit with 0."""
-    wanted = config.own.expected_world_size
-    if wanted is not None and world_size != wanted:
-        raise ValueError(
-            f"expected_world_size is {wanted}, but this world has {world_size} process(es): the launch "
-            "configuration does not start what you asked for (see configs/accelerate and the num_processes it gives)"
-        )
+def _start_record(
+    run_dir: Path,
+    config: RunConfig,
+    args: SFTConfig,
+    total_steps: int,
+    held: ExitStack,
+) -> tuple[dict[str, Any], int | None]:
+    """run.json, written by the first process and read by the others, so that all agree on the W&B id; and the last step
+    of a run that is finished.
 
+    Raises:
+        ValueError: on every process, if the first one finds that the run directory cannot be used by this run.
+    """
+    from train.run import run_record
+    from train.run.distributed import gather, is_first
 
-def _check_one_gpu(visible: int) -> None:
-    """Refuse one process with several GPUs: the model would be spread over them, one at work at a time."""
-    if visible > 1:
-        raise ValueError(
-            f"expected one GPU for each process, this process sees {visible}: start as many processes (such as "
-            "configs/accelerate/zero3.yaml does), or show it one: CUDA_VISIBLE_DEVICES=0"
-        )
-
-
-def _check_distributed_type(found: str, config: Any) -> None:
-    """Refuse plain data parallelism where DeepSpeed was asked for: accelerate falls back to it without a word."""
-    asked_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    asked = config.own.expected_distributed_type or ("DEEPSPEED" if asked_deepspeed else found)
-    if found != asked:
-        raise ValueError(
-            f"expected the distributed type {asked}, found {found}: do not set ACCELERATE_USE_CPU (it turns DeepSpeed "
-            "into plain data parallelism); use `use_cpu: true` in both the accelerate YAML and the run config"
-        )
-
-
-def _start_record(run_dir: Path, config: Any, args: Any) -> dict[str, Any]:
-    """run.json, written by the first process and read by the others, so that all agree on the W&B id."""
-    from train import checkpoint, run_record
-    from train.trainer import is_main
-
-    if is_main(args):
+    done, error = None, None
+    if is_first():
         try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            _LOCK.append(run_record.lock(run_dir))
-        except OSError as error:
-            raise ValueError(f"output_dir {run_dir} cannot be written: {error}: choose another") from None
-        checkpoint.clean(run_dir)
-        preemption.unmark(run_dir)
-        run_record.write_record(run_dir, run_record.make_record(run_dir, config, args.world_size))
-    args.distributed_state.wait_for_everyone()
+            _lock(run_dir, held)
+            done = _write_record(run_dir, config, args, total_steps)
+        except ValueError as problem:
+            error = str(problem)
+    done, error = gather((done, error))[0]
+    if error:
+        raise ValueError(error)
     record = run_record.read_record(run_dir)
     if record is None:
         raise ValueError(
             f"{run_dir} is not shared by all nodes: the first process wrote run.json, this one cannot see it"
         )
-    return record
+    return record, done
 
 
-def _make_trainer(config: Any, args: Any, manifest: dict[str, Any], record: dict[str, Any], log: Any) -> Any:
-    """The PackedSFTTrainer, with all its callbacks."""
-    from transformers import AutoTokenizer
-    from trl import get_peft_config, get_quantization_config
+def _lock(run_dir: Path, held: ExitStack) -> None:
+    """Take hold of the run directory, and remove what saves that were cut off have left."""
+    from train.checkpoint import folders
+    from train.run.run_lock import lock
 
-    from data_prep.shards import TOKENIZER_DIR
-    from train import isolation, neftune
-    from train.config import build_model_config
-    from train.data import load_split, number_rows, pad_to_multiple
-    from train.model import check_vocabulary, prepare_model_arguments
-    from train.resume import identity
-    from train.save_parts import rows_per_step
-    from train.trainer import PackedSFTTrainer, steps_per_epoch
-    from train.wandb_run import use_safe_wandb
-
-    tokenizer = AutoTokenizer.from_pretrained(Path(config.own.data) / TOKENIZER_DIR)
-    filler = manifest["end_token_ids"][0]
-    train_rows = load_split(config.own.data, manifest, "train")
-    eval_rows = load_split(config.own.data, manifest, "eval") if args.eval_strategy != "no" else None
-    if manifest["recipe"]["order"] == "curriculum":
-        args.train_sampling_strategy = "sequential"  # the rows lie in the order of the recipe's stages
-        log("curriculum: rows are trained in the order of the shards")
-    model_config = build_model_config(config)
-    asked = {"asked_dtype": config.model.get("dtype"), "allow_pickle": config.own.allow_pickle}
-    log(f"attention: {prepare_model_arguments(model_config, args, seq_len=manifest['seq_len'], **asked)}")
-    stop = preemption.make_callback()
-    trainer = PackedSFTTrainer(
-        model=model_config.model_name_or_path,
-        args=args,
-        train_dataset=number_rows(pad_to_multiple(train_rows, rows_per_step(args), filler)),
-        eval_dataset=eval_rows
-        and number_rows(pad_to_multiple(eval_rows, args.world_size * args.per_device_eval_batch_size, filler)),
-        processing_class=tokenizer,
-        quantization_config=get_quantization_config(model_config),
-        peft_config=get_peft_config(model_config),
-        callbacks=[*_make_callbacks(config), stop, watchdog.make_callback(args)],
-        source_names=[source["name"] for source in manifest["sources"]],
-        checkpoint_extra={k: record[k] for k in ("manifest_sha256", "wandb_run_id", "git_commit")}
-        | identity(config, args),
-        shards=[(shard["file"], shard["rows"]) for shard in manifest["splits"]["train"]["shards"]],
-        on_bad_step=config.own.on_bad_step,
-        spike_sigma=config.own.spike_sigma,
-        baseline=record["baseline"],
-        sampler=eval_rows and _make_sampler(config, args, manifest, eval_rows, tokenizer),
-    )
-    trainer.stop = stop
-    trainer.start_saving(log, config.own.save_in_background)
-    if "wandb" in args.report_to:
-        use_safe_wandb(trainer, record)
-    distributed_type = trainer.accelerator.distributed_type.value
-    _check_distributed_type(distributed_type, config)
-    check_vocabulary(trainer.model, manifest)
-    trainer.add_callback(isolation.make_callback(trainer, log))
-    trainer.add_callback(neftune.make_callback(trainer))
-    rows = manifest["splits"]["train"]["rows"]
-    log(
-        f"{args.world_size} process(es), {distributed_type}: {rows_per_step(args)} packed rows a "
-        f"step (up to {rows_per_step(args) * manifest['seq_len']:,} tokens), {rows:,} rows, "
-        f"{steps_per_epoch(rows, args):,} steps an epoch"
-    )
-    return trainer
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        held.enter_context(lock(run_dir))
+    except OSError as error:
+        raise ValueError(f"output_dir {run_dir} cannot be written: {error}: choose another") from None
+    folders.clean(run_dir)
+    preemption.unmark(run_dir)
 
 
-def _make_callbacks(config: Any) -> list[Any]:
-    from transformers import EarlyStoppingCallback
+def _write_record(run_dir: Path, config: RunConfig, args: SFTConfig, total_steps: int) -> int | None:
+    """Write run.json once this start is known to belong to what lies there; the last step of a finished run."""
+    from train.checkpoint.finished import finished_step
+    from train.checkpoint.resume import check_start, identity
+    from train.config.steps import rows_per_step_of
+    from train.run import run_record
 
-    if config.own.early_stopping_patience is None:
-        return []
-    return [EarlyStoppingCallback(config.own.early_stopping_patience, config.own.early_stopping_threshold)]
-
-
-def _make_sampler(config: Any, args: Any, manifest: dict[str, Any], eval_rows: Any, tokenizer: Any) -> Any:
-    from train.samples import Sampler, choose_prompts
-
-    new_tokens = config.own.sample_max_new_tokens
-    names = [source["name"] for source in manifest["sources"]]
-    prompts = choose_prompts(eval_rows, names, config.own.sample_prompts, most_tokens=manifest["seq_len"] - new_tokens)
-    if not prompts:
-        return None
-    return Sampler(
-        prompts,
-        tokenizer,
-        Path(args.output_dir),
-        end_token_ids=manifest["end_token_ids"],
-        max_new_tokens=new_tokens,
-    )
+    record = run_record.make_record(run_dir, config, args.world_size)
+    if check_start(config, run_dir, {**record, **identity(config, args)}) and record["base_model"]:
+        record |= run_record.beginning(run_dir)
+    done = finished_step(config, run_dir, rows_per_step_of(args), total_steps)
+    run_record.write_record(run_dir, record)
+    return done
 
 
-def _say(message: str) -> None:
-    print(f"sft: {message}", flush=True)
+def _check_downloaded(config: RunConfig, manifest: Manifest) -> None:
+    """What the check before the start could not look at: the weights of a model that was not on this machine.
+
+    Raises:
+        ValueError: on every process, if its rows for the shards' tokens would stay untrained.
+    """
+    from train.checks.untrained_rows import check_rows
+    from train.run.distributed import gather, is_first
+
+    problems, notes = gather(check_rows(config, manifest) if is_first() else ([], []))[0]
+    if problems:
+        raise ValueError("\n- ".join(problems))
+    for note in notes:
+        log.info(note)
 
 
-def _silent(message: str) -> None:
-    pass
+def _learn_base(trainer: Any, resumed: Checkpoint | None, run_dir: Path, config: RunConfig) -> None:
+    """Record the digests of a base model that was downloaded only now, once they agree with the checkpoint's.
+
+    Raises:
+        ValueError: on every process, if the checkpoint holds adapters of another one.
+    """
+    from train.checkpoint.resume import check_identity
+    from train.run import run_record
+    from train.run.distributed import gather, is_first
+
+    extra = trainer.checkpointer.extra
+    found = gather(run_record.base_model_of(config) if is_first() else None)[0]
+    if resumed:
+        check_identity(resumed, {**extra, "base_model": found})
+        found = resumed.extra.get("base_model") or found
+    extra["base_model"] = found
+    if is_first():
+        run_record.keep_base_model(run_dir, found)
 
 
 if __name__ == "__main__":
-    sys.exit(main(own_process=True))
+    until_the_end = ExitStack()  # what is held in it outlives main: threads may still delete old checkpoints
+    ending.end_here(until_the_end)
+    sys.exit(main(own_process=True, held=until_the_end))

@@ -1,13 +1,14 @@
 """What 128 nodes x 8 GPUs would see of start-up, checkpoints and failures, from what is measured here.
 
-    python -m tests.benchmarks.at_scale [--gpus 1024] [--parameters 8e9] [--bandwidth 50] [--folder DIR]
+    python -m tests.benchmarks.at_scale [--gpus 1024] [--parameters 8e9] [--bandwidth 50] [--block-mib 256]
+        [--folder DIR]
 
 Measured: calls that name a file, and bytes read, of one process from its start to its end after one step (strace, if
 it is installed; else None); bytes of a checkpoint for each parameter (ZeRO-3, bf16, two processes); rates of copying,
 digesting, and writing, digesting and flushing with one process. Assumed, and printed: the bandwidth of the shared
 file system, the rate of its metadata server, the link of a GPU to its host, and the mean time between failures of one
 GPU: 16,384 GPUs had 419 unexpected interruptions in 54 days (The Llama 3 Herd of Models, arXiv 2407.21783).
-CONTRIBUTING.md has the formulas. The last line is JSON.
+docs/scale.md has the formulas. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -25,25 +26,28 @@ import time
 from pathlib import Path
 from typing import Any
 
+if not __package__:
+    sys.exit(f"start it from the repository root: python -m tests.benchmarks.{Path(__file__).stem}")
+
 from tests.conftest import ROOT
 
 GPU_HOURS = 16_384 * 54 * 24 / 419  # between failures
 GATHER = 20e9  # bytes a second at which the first process gets the weights of all, assumed: one GPU's link to its host
 FILE_CALLS = 100_000  # a second that the metadata server of a shared file system answers, assumed
-BLOCK = 2**28  # bytes that are copied, digested and written
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Measure, derive, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, default=1024)
     parser.add_argument("--parameters", type=float, default=8e9)
     parser.add_argument("--bandwidth", type=float, default=50.0, help="GB/s of the shared file system, assumed")
     parser.add_argument("--folder", type=Path, help="where to work: the file system is measured too")
-    options = parser.parse_args()
+    parser.add_argument("--block-mib", type=int, default=256, help="MiB that are copied, digested and written")
+    options = parser.parse_args(argv)
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
-        measured = {**rates(Path(temporary)), **run_inputs(Path(temporary))}
+        measured = {**rates(Path(temporary), options.block_mib * 2**20), **run_inputs(Path(temporary))}
     derived = derive(measured, options.gpus, options.parameters, options.bandwidth)
     assumed = {"gpus": options.gpus, "parameters": options.parameters, "bandwidth_gb_s": options.bandwidth}
     assumed |= {"gather_gb_s": GATHER / 1e9, "file_calls_a_second": FILE_CALLS, "gpu_hours": round(GPU_HOURS)}
@@ -51,14 +55,14 @@ def main() -> int:
     return 0
 
 
-def rates(folder: Path) -> dict[str, float]:
-    """GB/s of one process: the best of three, since other work on the machine only takes away."""
+def rates(folder: Path, size: int) -> dict[str, float]:
+    """GB/s of one process, for so many bytes: the best of three, since other work on the machine only takes away."""
     import torch
 
-    from train.durable import digest, flush
-    from train.snapshot import CopyMemory
+    from train.checkpoint.host_copies import CopyMemory
+    from train.run.atomic_files import digest, flush
 
-    state = {"x": torch.randint(0, 255, (BLOCK,), dtype=torch.uint8)}
+    state = {"x": torch.randint(0, 255, (size,), dtype=torch.uint8)}
     memory, file = CopyMemory(), folder / "block"
     seconds: dict[str, list[float]] = {"copy": [], "digest": [], "write": []}
     for _ in range(4):
@@ -73,13 +77,13 @@ def rates(folder: Path) -> dict[str, float]:
         began = time.perf_counter()
         digest(file)
         seconds["digest"].append(time.perf_counter() - began)
-    return {f"{name}_gb_s": round(BLOCK / min(found[1:]) / 1e9, 2) for name, found in seconds.items()}
+    return {f"{name}_gb_s": round(size / min(found[1:]) / 1e9, 2) for name, found in seconds.items()}
 
 
 def run_inputs(folder: Path) -> dict[str, float | None]:
     """What a start and a checkpoint take."""
     from tests.conftest import build_tiny_tokenizer, save_tiny_model
-    from tests.training import make_shards, run_config
+    from tests.support.training import make_shards, run_config
 
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "head_dim": 64}
     model = save_tiny_model("llama", build_tiny_tokenizer(folder / "tokenizer"), folder / "model", sizes)
@@ -97,14 +101,15 @@ def run_inputs(folder: Path) -> dict[str, float | None]:
     size = checkpoint_bytes(folder / "run" / "checkpoint-1")
     options = {"expected_world_size": 1, "expected_distributed_type": "NO", "output_dir": str(folder / "alone")}
     alone = run_config(folder / "alone.yaml", **{**config, **options, "save_strategy": "no"})
-    return {"bytes_per_parameter": round(size / parameters, 2), **start_up(alone, folder / "calls")}
+    command = [sys.executable, "-m", "train.sft", "--config", str(alone)]
+    return {"bytes_per_parameter": round(size / parameters, 2), **start_up(command, folder / "calls")}
 
 
 def launch(folder: Path, config: Path) -> None:
     """Two processes under ZeRO-3, for a checkpoint."""
     plan = [{"accelerate": "cpu_zero3", "processes": 2, "flags": ["--config", str(config)], "log": str(folder / "log")}]
     (folder / "plan.json").write_text(json.dumps(plan))
-    subprocess.run([sys.executable, "-m", "tests.world_runs", str(folder / "plan.json")], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "tests.support.world_runs", str(folder / "plan.json")], cwd=ROOT, check=True)
 
 
 def count_parameters(model: Path) -> int:
@@ -117,15 +122,14 @@ def count_parameters(model: Path) -> int:
 
 def checkpoint_bytes(folder: Path) -> int:
     """Tensors' files only: tokenizer and JSON do not grow with the model."""
-    from train import checkpoint
+    from train.checkpoint import folders
 
-    files = checkpoint.read(folder).files.items()
+    files = folders.read(folder).files.items()
     return sum(record.size for name, record in files if name.endswith((".safetensors", "_states.pt")))
 
 
-def start_up(config: Path, out: Path) -> dict[str, float | None]:
-    """Calls that name a file, and MiB read by one process, from its start to its end after one step."""
-    command = [sys.executable, "-m", "train.sft", "--config", str(config)]
+def start_up(command: list[str], out: Path) -> dict[str, float | None]:
+    """Calls that name a file, and MiB read by one process, from its start to its end; None without strace."""
     if shutil.which("strace") is None:
         return {"file_calls": None, "mib_read": None}
     traced = ["strace", "-f", "--seccomp-bpf", "-e", "trace=%file,read,pread64,mmap", "-o", str(out), *command]
@@ -143,7 +147,7 @@ def start_up(config: Path, out: Path) -> dict[str, float | None]:
 
 
 def derive(measured: dict[str, Any], gpus: int, parameters: float, bandwidth: float) -> dict[str, float]:
-    """The formulas of CONTRIBUTING.md."""
+    """The formulas of docs/scale.md."""
     weights, total = 2 * parameters, measured["bytes_per_parameter"] * parameters
     own, mtbf = (total - weights) / gpus, GPU_HOURS / gpus * 3600
     stall = own / (measured["copy_gb_s"] * 1e9) + weights / GATHER

@@ -1,382 +1,196 @@
-"""Training on one GPU: speed, MFU and memory beside TRL's own ways, after the checks of tests/gpu.
+"""One measurement of training on one GPU: speed, MFU and memory, of this project or of TRL's own ways.
 
-    python -m tests.benchmarks.bench_gpu [--minutes 8] [--output FILE.json]
-    python -m tests.benchmarks.bench_gpu --dry-run     # the same path on a CPU with a tiny model
+    python -m tests.benchmarks.bench_gpu --measure 1.7B packhaul 10 [--rows 4] [--options '{"use_liger_kernel": true}']
+    python -m tests.benchmarks.bench_gpu --dry-run     # every way on a CPU, with tiny models and the kernel's stand-in
 
-Models of random weights, with the shapes of Qwen3-1.7B (all weights trained) and Qwen3-8B (LoRA). Documents of random
-ids with the lengths of Alpaca in Qwen3's tokens. For each model: `packhaul` (train.sft as it is, rows of 8,192 tokens
-packed here), `trl_packed` (SFTTrainer, packing=True, max_length 8,192) and `trl_padded` (SFTTrainer's defaults), and at
-the end, where time is left, `packhaul_compiled` (torch_compile). Each measurement is a process of its own, in bf16; all
-ways of a model have the same gradient checkpointing (8B: on; 1.7B: off, one row a step fits 80 GB without it); the
-first steps are not counted. Targets on an H100, for the 1.7B shape: MFU of 0.50, 1.15 times trl_packed, 3 times
-trl_padded, by trained tokens a second.
+`python -m tests.gpu.run SECONDS` makes all measurements, each in a process of its own, after the checks of tests/gpu.
 
-The last line is JSON: `device`, `checks` (exit code of tests/gpu), `measured` with `tokens_per_second`,
-`trained_tokens_per_second`, `mfu`, `peak_gib`, `step_seconds`, or `error`, and the ratios to TRL.
+Models of random weights, with the shapes of Qwen3-1.7B (all weights trained, in fp32 with bf16 autocast) and Qwen3-8B
+(LoRA on a base in bf16, gradient checkpointing). Documents of random ids with the lengths of Alpaca in Qwen3's tokens.
+Ways: `packhaul` (train.sft on rows of 8,192 tokens), `packhaul_compiled` (torch_compile, rows padded to one length),
+`trl_packed_varlen` (SFTTrainer, packing, with the same attention), `trl_packed` (with the attention that TRL takes by
+itself), `trl_padded` (SFTTrainer's defaults). All ways of a shape take the same number of packed rows a step, or as
+many documents as lie in them. Steps of the warm-up are not counted. Times are the device's own (events), so that no
+step waits for the one before. Nothing is saved at the end.
 
-MFU counts, as `train.throughput` does, 6 operations a weight and real token (4 for LoRA, whose frozen weights have no
-gradient), embeddings aside, the head on trained tokens, and 6 x layers x heads x head_dim for each pair of tokens in a
-document (12 for both products and both passes, halved as attention is causal). What checkpointing computes again is not
-counted. Peaks: dense bf16, of TRL's table.
+The last line is JSON: see `measure`. Targets, not yet measured, on an H100 with the 1.7B shape: MFU of 0.50, 1.15 times
+the trained tokens a second of trl_packed, 3 times those of trl_padded.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+if not __package__:
+    sys.exit(f"start it from the repository root: python -m tests.benchmarks.{Path(__file__).stem}")
 
-from data_prep.packing import pack
-from data_prep.shards import MANIFEST, TOKENIZER_DIR, to_json, write_shard
+from tests.benchmarks import gpu_arithmetic as arithmetic
+from tests.benchmarks.gpu_inputs import SHAPES, make_documents, random_weights, write_model
+from tests.benchmarks.gpu_watch import Watched, watched_steps
+from tests.benchmarks.gpu_ways import WAYS, Task, train
+from tests.gpu import figures, stand_in
 
-# Quantiles (0, 1/40, ..., 1) of 6,000 rows of Alpaca as ChatML in Qwen3's tokens: up to the answer, and of the answer.
-PROMPT = [
-    12, 14, 15, 16, 16, 17, 17, 17, 18, 18, 18, 19, 19, 19, 20, 20, 20, 21, 21, 22, 22,
-    22, 23, 23, 24, 25, 25, 26, 27, 27, 28, 29, 30, 32, 33, 35, 37, 41, 46, 59, 257,
-]  # fmt: skip
-ANSWER = [
-    2, 4, 6, 7, 8, 10, 11, 12, 13, 14, 16, 17, 18, 20, 22, 25, 28, 31, 35, 39, 44,
-    49, 53, 58, 62, 67, 70, 75, 79, 83, 87, 91, 96, 102, 108, 116, 124, 136, 156, 197, 623,
-]  # fmt: skip
-QWEN3 = {"vocab_size": 151936, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40960}
-SHAPES: dict[str, dict[str, Any]] = {
-    "1.7B": {**QWEN3, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28,
-             "num_attention_heads": 16, "tie_word_embeddings": True},
-    "8B_lora": {**QWEN3, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
-                "num_attention_heads": 32, "tie_word_embeddings": False},
-    "tiny": {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192},
-    "tiny_lora": {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
-                  "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192},
-}  # fmt: skip
-WAYS = ("packhaul", "trl_packed", "trl_padded")
-CHECKED = 0.45  # of the time at most goes into tests/gpu, so that the measurements have theirs
 WARM_UP = 3  # steps that are not counted: compiling kernels, growing the allocator's pool
-LONGEST = 120  # seconds of one measurement
+DRY_SHAPES = {"0.6B": "tiny", "1.7B": "tiny", "8B_lora": "tiny_lora"}
+DRY_STEPS = 2
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the checks and all measurements within the time given; print the JSON."""
+    """One measurement, or all ways as a dry run; prints the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--measure", nargs=3, metavar=("SHAPE", "WAY", "STEPS"), help="(internal) one measurement")
-    options = parser.parse_args(argv)
-    if options.measure:
-        shape, way, steps = options.measure
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(measure(shape, way, int(steps), Path(folder), options.dry_run)))
-        return 0
-    report = run_all(options.minutes, options.dry_run)
-    text = json.dumps(report)
-    if options.output:
-        options.output.write_text(text + "\n")
-    print(text)
+    parser.add_argument("--measure", nargs=3, metavar=("SHAPE", "WAY", "STEPS"), help="one measurement")
+    parser.add_argument("--dry-run", action="store_true", help="on a CPU, with a tiny model of the same kind")
+    parser.add_argument("--rows", type=int, help="packed rows of an optimizer step")
+    parser.add_argument("--options", type=json.loads, default={}, help="JSON: options of SFTConfig")
+    parser.add_argument("--warm-up", type=int, default=WARM_UP, help="steps that are not counted")
+    parser.add_argument("--profile", type=Path, help="trace the last two steps; the file for the table of kernels")
+    parser.add_argument("--output", type=Path, help="file for the JSON, written after each measurement")
+    asked = parser.parse_args(argv)
+    if not (asked.measure or asked.dry_run):
+        parser.error("expected --measure SHAPE WAY STEPS or --dry-run; all of it: python -m tests.gpu.run SECONDS")
+    found = measure_one(asked) if asked.measure else dry_run(asked)
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(found))
     return 0
 
 
-def run_all(minutes: float, dry_run: bool) -> dict[str, Any]:
-    """The checks, then each measurement in a process of its own (in this one, as a dry run)."""
-    deadline = time.monotonic() + 60 * minutes
-    report: dict[str, Any] = {"dry_run": dry_run, "device": device_name(dry_run), "measured": {}}
-    if not dry_run:
-        report["checks"] = run_checks(60 * minutes * CHECKED)
-    for shape in ("tiny", "tiny_lora") if dry_run else ("1.7B", "8B_lora"):
+def measure_one(asked: argparse.Namespace) -> dict[str, Any]:
+    """The measurement asked for; as a dry run with a tiny model and two steps."""
+    shape, way, steps = asked.measure
+    warm_up, rows, options = asked.warm_up, asked.rows, asked.options
+    if asked.dry_run:
+        shape, steps, warm_up, rows = DRY_SHAPES.get(shape, shape), DRY_STEPS + 2 * bool(asked.profile), 1, None
+        options = {**options, "save_steps": 1} if "save_steps" in options else options
+    if options.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
+        return write(asked.output, {"skipped": "liger_kernel is not installed"})
+    if shape not in SHAPES:
+        raise ValueError(f"no shape {shape!r}: expected one of {', '.join(SHAPES)}")
+    with tempfile.TemporaryDirectory() as folder:
+        task = Task(shape=shape, way=way, steps=int(steps), folder=Path(folder), dry_run=asked.dry_run, rows=rows,
+                    options=options)  # fmt: skip
+        found = measure(task, warm_up, asked.profile)
+    return write(asked.output, found)
+
+
+def dry_run(asked: argparse.Namespace) -> dict[str, Any]:
+    """Each way with each tiny model, in this process."""
+    report: dict[str, Any] = {"dry_run": True, "device": device_name(True), "measured": {}}
+    for shape in ("tiny", "tiny_lora"):
         for way in WAYS:
-            report["measured"][f"{shape} {way}"] = found = measure_apart(shape, way, deadline, dry_run)
-            print(f"{shape} {way}: {found}", file=sys.stderr, flush=True)
-        speeds = [report["measured"][f"{shape} {way}"].get("trained_tokens_per_second") for way in WAYS]
-        for other, speed in zip(WAYS[1:], speeds[1:], strict=True):
-            report[f"{shape} ratio_to_{other}"] = round(speeds[0] / speed, 3) if speeds[0] and speed else None
-    if not dry_run:  # a CPU would compile for minutes
-        report["measured"]["1.7B packhaul_compiled"] = measure_apart("1.7B", "packhaul_compiled", deadline, dry_run)
+            with tempfile.TemporaryDirectory() as folder:
+                task = Task(shape=shape, way=way, steps=DRY_STEPS, folder=Path(folder), dry_run=True)
+                report["measured"][f"{shape} {way}"] = measure(task, 1, None)
+            write(asked.output, report)
     return report
 
 
-def device_name(dry_run: bool) -> str:
+def write(output: Path | None, found: dict[str, Any]) -> dict[str, Any]:
+    """What is found so far, to the file asked for, whole, and as figures of a stage."""
+    if output:
+        part = output.with_name(f"{output.name}.part")
+        part.write_text(json.dumps(found) + "\n")
+        part.replace(output)
+    if (path := figures.own_file()) and os.environ.get("RANK", "0") == "0":
+        figures.append(path, found)
+    return found
+
+
+def device_name(dry: bool) -> str:
     """The GPU's name."""
     import torch
 
-    return "CPU" if dry_run else torch.cuda.get_device_name()
+    return "CPU" if dry else torch.cuda.get_device_name()
 
 
-def run_checks(seconds: float) -> int | str:
-    """tests/gpu in a process of its own: its exit code."""
-    command = [sys.executable, "-m", "pytest", "-q", "tests/gpu"]
-    try:
-        return subprocess.run(command, timeout=seconds, stdout=sys.stderr).returncode
-    except subprocess.TimeoutExpired:
-        return "out of time"
+def measure(task: Task, warm_up: int, profile: Path | None) -> dict[str, Any]:
+    """Train, and sum up the steps after the warm-up.
+
+    Returns:
+        `tokens_per_second`, `trained_tokens_per_second` (with a label), `step_seconds` (mean) and `each_step_seconds`;
+        `mfu` and `mfu_6n` (see gpu_arithmetic; None on a device of unknown peak), `peak_gib` and `reserved_gib` (of the
+        allocator; None on a CPU), `estimated_gib`; what it was: `shape`, `way`, `rows_per_step`, `attention`, and of a
+        compiled model its `graphs` and `graph_breaks`, of one that saves `save_stall_seconds`; `profile`, if asked for.
+    """
+    if task.dry_run:
+        stand_in.install()
+    calls = len(stand_in.CALLS)
+    documents = make_documents(60 if task.dry_run else 20_000, SHAPES[task.shape]["vocab_size"], task.seq_len)
+    model_dir = write_model(task.folder / "model", SHAPES[task.shape])
+    traced = (task.steps - 2, profile) if profile else None
+    with random_weights(), watched_steps(traced) as seen, contextlib.redirect_stdout(sys.stderr):
+        train(task, documents, model_dir)
+    if task.dry_run and seen.attention == "varlen" and len(stand_in.CALLS) == calls:
+        raise RuntimeError(f"{task.way}: the varlen kernel was not called, though it is the model's attention")
+    end = warm_up if not profile else min(warm_up, task.steps - 4)
+    found = {"shape": task.shape, "way": task.way, "rows_per_step": task.batch[0] * task.batch[1]}
+    found |= {"attention": seen.attention, **speed(task, seen, max(end, 1), 2 if profile else 0), **memory(task)}
+    return {**found, **compiled(task), **saves(task), **({"profile": seen.profile} if profile else {})}
 
 
-def measure_apart(shape: str, way: str, deadline: float, dry_run: bool) -> dict[str, Any]:
-    """One measurement; what went wrong instead of figures, so that one failure does not cost the others."""
-    if dry_run:
-        with tempfile.TemporaryDirectory() as folder:
-            return measure(shape, way, 2, Path(folder), dry_run)
-    left = deadline - time.monotonic()
-    if left < 20:
-        return {"error": "out of time"}
-    steps = 60 if way == "trl_padded" else 12  # its steps are small
-    command = [sys.executable, "-m", "tests.benchmarks.bench_gpu", "--measure", shape, way, str(steps)]
-    try:
-        done = subprocess.run(command, timeout=min(left, LONGEST), capture_output=True, text=True)
-    except subprocess.TimeoutExpired:
-        return {"error": "out of time"}
-    if done.returncode:
-        return {"error": done.stderr[-500:]}
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def measure(shape: str, way: str, steps: int, folder: Path, dry_run: bool) -> dict[str, Any]:
-    """Train `steps` steps and time those after the warm-up."""
-    import torch
+def speed(task: Task, seen: Watched, warm_up: int, traced: int) -> dict[str, Any]:
+    """Of the steps after the warm-up and before those that the profiler slows down."""
     from trl.trainer.utils import get_peak_flops
 
-    documents = make_documents(60 if dry_run else 20_000, SHAPES[shape]["vocab_size"])
-    model_dir = write_model(folder / "model", SHAPES[shape])
-    seen: list[tuple[float, int, int, int]] = []
-    with random_weights(), watched_steps(seen), contextlib.redirect_stdout(sys.stderr):
-        if way.startswith("packhaul"):
-            compiled = way == "packhaul_compiled"
-            train_with_packhaul(documents, model_dir, shape, steps, folder, dry_run, torch_compile=compiled)
-        else:
-            train_with_trl(documents, model_dir, shape, steps, folder, dry_run, packed=way == "trl_packed")
-    warm_up = 1 if dry_run else WARM_UP
-    (begun, *_), counted = seen[warm_up - 1], seen[warm_up:]
-    seconds, tokens, trained, pairs = counted[-1][0] - begun, *(sum(s[i] for s in counted) for i in (1, 2, 3))
-    peak = get_peak_flops(device_name(dry_run), "bfloat16")
-    operations = count_operations(SHAPES[shape], tokens, trained, pairs, lora=shape.endswith("_lora"))
+    steps = seen.steps()[: task.steps - traced]
+    ends, counted = [step[0] for step in steps[warm_up - 1 :]], steps[warm_up:]
+    if not counted:
+        raise ValueError(f"expected more than {warm_up} steps beyond the warm-up, found {len(steps)}: raise STEPS")
+    seconds, tokens, trained, pairs = ends[-1] - ends[0], *(sum(step[i] for step in counted) for i in (1, 2, 3))
+    peak, shape = get_peak_flops(device_name(task.dry_run), "bfloat16"), SHAPES[task.shape]
+    needed = arithmetic.needed_operations(shape, tokens, trained, pairs, lora=task.lora)
+    usual = arithmetic.usual_operations(shape, tokens, lora=task.lora)
     return {
         "tokens_per_second": round(tokens / seconds),
         "trained_tokens_per_second": round(trained / seconds),
         "step_seconds": round(seconds / len(counted), 4),
-        "mfu": round(operations / seconds / peak, 4) if peak else None,
-        "peak_gib": None if dry_run else round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        "each_step_seconds": [round(b - a, 4) for a, b in pairwise(ends)],
+        "mfu": round(needed / seconds / peak, 4) if peak else None,
+        "mfu_6n": round(usual / seconds / peak, 4) if peak else None,
     }
 
 
-def count_operations(shape: dict[str, Any], tokens: int, trained: int, pairs: int, *, lora: bool) -> float:
-    """Floating-point operations of forward and backward; see the module's text.
-
-    Args:
-        tokens: real ones, without padding.
-        trained: those with a label.
-        pairs: sum of the squares of the documents' lengths.
-    """
-    width, heads, kv, dim = (
-        shape[k] for k in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-    )
-    layer = width * dim * (2 * heads + 2 * kv) + 3 * width * shape["intermediate_size"]
-    weights = shape["num_hidden_layers"] * layer * tokens + shape["vocab_size"] * width * trained
-    attention = 6 * shape["num_hidden_layers"] * heads * dim * pairs
-    return (4 if lora else 6) * weights + attention
-
-
-def make_documents(count: int, vocabulary: int) -> list[tuple[np.ndarray, int]]:
-    """(ids, where the answer begins) of documents with Alpaca's lengths."""
-    random = np.random.default_rng(0)
-    places = np.linspace(0, 1, len(PROMPT))
-    prompts, answers = (np.interp(random.random(count), places, q).astype(int) for q in (PROMPT, ANSWER))
-    return [
-        (random.integers(4, vocabulary, p + a).astype(np.int32), int(p)) for p, a in zip(prompts, answers, strict=True)
-    ]
-
-
-def write_model(folder: Path, shape: dict[str, Any]) -> Path:
-    """A model folder without weights: they are made on the device."""
-    from transformers import Qwen3Config
-
-    Qwen3Config(**shape, bos_token_id=None, eos_token_id=1, pad_token_id=0).save_pretrained(folder)
-    (folder / "model.safetensors").write_bytes(b"")
-    return folder
-
-
-def write_tokenizer(folder: Path) -> Any:
-    """The smallest tokenizer that loads: ids are random, so nothing is ever encoded."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {"<pad>": 0, "<end>": 1, "<unk>": 2}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
-@contextlib.contextmanager
-def random_weights() -> Any:
-    """Models come from their configuration, with weights made on the device: nothing is read from disk."""
+def memory(task: Task) -> dict[str, Any]:
+    """Peaks of the allocator, next to the estimate of the plain way."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from trl.trainer import sft_trainer
 
-    def create(path: str, **kwargs: Any) -> Any:
-        names = ("attn_implementation", "dtype")
-        given = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        given["dtype"] = getattr(torch, str(given.get("dtype", "float32")).removeprefix("torch."))
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), **given)
-        model.config._name_or_path = path
-        return model
-
-    original = sft_trainer.create_model_from_path
-    sft_trainer.create_model_from_path = create
+    on_gpu = torch.cuda.is_available() and not task.dry_run
+    found = {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if on_gpu else None}
+    found["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2) if on_gpu else None
+    if on_gpu:
+        found["pinned"] = {k: v for k, v in torch.cuda.host_memory_stats().items() if k.endswith("bytes.peak")}
+    rows, passes = task.batch
     try:
-        yield
-    finally:
-        sft_trainer.create_model_from_path = original
+        size = arithmetic.estimated_bytes(SHAPES[task.shape], rows * task.seq_len, lora=task.lora,
+                                          checkpointing=task.lora, passes=passes)  # fmt: skip
+    except Exception as error:  # an estimate that fails must not cost what was measured
+        return {**found, "estimated_gib": f"{type(error).__name__}: {error}"[:300]}
+    return {**found, "estimated_gib": round(size / 2**30, 2)}
 
 
-@contextlib.contextmanager
-def watched_steps(seen: list[tuple[float, int, int, int]]) -> Any:
-    """Add (time, real tokens, trained tokens, sum of squared document lengths) of each optimizer step to `seen`."""
-    import torch
-    from transformers import DefaultFlowCallback, Trainer
+def compiled(task: Task) -> dict[str, Any]:
+    """How many graphs were compiled, and where tracing broke off."""
+    if task.way != "packhaul_compiled":
+        return {}
+    from torch._dynamo.utils import counters
 
-    sums, training_step, step_end = [0, 0, 0], Trainer.training_step, DefaultFlowCallback.on_step_end
-
-    def counted(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        mask = inputs.get("attention_mask")
-        lengths = mask.sum(-1) if mask is not None else inputs["cu_seq_lens_q"].diff()
-        for i, value in enumerate((lengths.sum(), (inputs["labels"] != -100).sum(), (lengths.long() ** 2).sum())):
-            sums[i] = sums[i] + value  # stays on the device until the step's end
-        return training_step(self, model, inputs, *args, **kwargs)
-
-    def ended(self: Any, *args: Any, **kwargs: Any) -> Any:
-        values = [int(value) for value in sums]  # waits for the device
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seen.append((time.perf_counter(), *values))
-        sums[:] = [0, 0, 0]
-        return step_end(self, *args, **kwargs)
-
-    Trainer.training_step, DefaultFlowCallback.on_step_end = counted, ended
-    try:
-        yield
-    finally:
-        Trainer.training_step, DefaultFlowCallback.on_step_end = training_step, step_end
+    return {"graphs": counters["stats"]["unique_graphs"], "graph_breaks": sum(counters["graph_break"].values())}
 
 
-def common_options(shape: str, steps: int, folder: Path, dry_run: bool) -> dict[str, Any]:
-    """What all ways share: precision, checkpointing, optimizer, nothing written or logged in between."""
-    fixed = {
-        "output_dir": str(folder / "run"),
-        "max_steps": steps,
-        "learning_rate": 1e-5,
-        "gradient_checkpointing": shape != "1.7B",
-    }
-    quiet = {"save_strategy": "no", "report_to": "none", "logging_steps": 1000, "disable_tqdm": True}
-    device = {"use_cpu": dry_run, "bf16": not dry_run, "optim": "adamw_torch" if dry_run else "adamw_torch_fused"}
-    return {**fixed, **quiet, **device}
-
-
-def packed_rows(shape: str) -> int:
-    """Packed rows of a step."""
-    return 1 if shape == "1.7B" else 2
-
-
-def train_with_packhaul(
-    documents: list[tuple[np.ndarray, int]],
-    model_dir: Path,
-    shape: str,
-    steps: int,
-    folder: Path,
-    dry_run: bool,
-    *,
-    torch_compile: bool,
-) -> None:
-    """train.sft on shards packed as data_prep packs them."""
-    import yaml
-
-    from train.sft import main as sft
-
-    shards = write_shards(folder / "shards", documents, seq_len=1024 if dry_run else 8192)
-    options = {**common_options(shape, steps, folder, dry_run), "data": str(shards), "torch_compile": torch_compile}
-    options["per_device_train_batch_size"] = packed_rows(shape)
-    options |= {"model_name_or_path": str(model_dir), "dtype": "bfloat16" if shape == "8B_lora" else "float32"}
-    if shape.endswith("_lora"):
-        options |= {"use_peft": True, "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
-        options |= {"lora_target_modules": "all-linear"}
-    (folder / "run.yaml").write_text(yaml.safe_dump(options))
-    if sft(["--config", str(folder / "run.yaml")]):
-        raise RuntimeError("train.sft did not end with 0")
-
-
-def write_shards(folder: Path, documents: list[tuple[np.ndarray, int]], seq_len: int) -> Path:
-    """A complete shard directory of packed rows."""
-    rows = []
-    for bin_ in pack_documents([len(ids) for ids, _ in documents], seq_len):
-        chosen = [documents[i] for i in bin_]
-        labels = [np.where(np.arange(len(ids)) < start, -100, ids).astype(np.int32) for ids, start in chosen]
-        lengths = np.array([len(ids) for ids, _ in chosen], dtype=np.int32)
-        row = {"input_ids": np.concatenate([ids for ids, _ in chosen]), "labels": np.concatenate(labels)}
-        rows.append({**row, "seq_lengths": lengths, "sources": np.zeros(len(chosen), dtype=np.int32)})
-    write_tokenizer(folder / TOKENIZER_DIR)
-    shard = {"file": "train/00000.arrow", **write_shard(folder / "train/00000.arrow", rows)}
-    tokens = sum(len(row["input_ids"]) for row in rows)
-    trained = sum(int((row["labels"] != -100).sum()) for row in rows)
-    train = {"rows": len(rows), "documents": len(documents), "tokens": tokens, "trained_tokens": trained}
-    empty = {"rows": 0, "documents": 0, "tokens": 0, "trained_tokens": 0, "shards": []}
-    manifest = {"format_version": 1, "seq_len": seq_len, "tokenizer": {"size": 3}, "end_token_ids": [1]}
-    manifest |= {"sources": [{"name": "random"}], "recipe": {"order": "shuffle"}, "bos_token_id": None}
-    manifest["splits"] = {"train": {**train, "shards": [shard]}, "eval": empty}
-    (folder / MANIFEST).write_bytes(to_json(manifest))
-    return folder
-
-
-def pack_documents(lengths: list[int], seq_len: int) -> list[list[int]]:
-    """Documents of each row, by the packing of data preparation."""
-    rows, count = pack(np.array(lengths), seq_len)
-    return [np.flatnonzero(rows == row).tolist() for row in range(count)]
-
-
-def train_with_trl(
-    documents: list[tuple[np.ndarray, int]],
-    model_dir: Path,
-    shape: str,
-    steps: int,
-    folder: Path,
-    dry_run: bool,
-    *,
-    packed: bool,
-) -> None:
-    """SFTTrainer with its defaults, padded, or with its packing and the attention that TRL asks for with it."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
-
-    from train.attention import has_distribution
-
-    columns = {"input_ids": [ids.tolist() for ids, _ in documents]}
-    columns["completion_mask"] = [[int(i >= start) for i in range(len(ids))] for ids, start in documents]
-    flash = packed and not dry_run and has_distribution("flash-attn")
-    load = {"dtype": "bfloat16" if shape == "8B_lora" else "float32"}
-    load |= {"attn_implementation": "flash_attention_2"} if flash else {}
-    length = 1024 if dry_run else 8192
-    options: dict[str, Any] = (
-        {"packing": True, "max_length": length, "per_device_train_batch_size": packed_rows(shape)} if packed else {}
-    )
-    options["completion_only_loss"] = True
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    trainer = SFTTrainer(
-        model=str(model_dir),
-        args=SFTConfig(**common_options(shape, steps, folder, dry_run), **options, model_init_kwargs=load),
-        train_dataset=Dataset.from_dict(columns),
-        processing_class=write_tokenizer(folder / "tokenizer"),
-        peft_config=lora if shape.endswith("_lora") else None,
-    )
-    trainer.train()
+def saves(task: Task) -> dict[str, Any]:
+    """How long training stood still for its checkpoints, as train.sft logs it."""
+    if "save_steps" not in task.options:
+        return {}
+    history = json.loads((task.folder / "run" / "trainer_state.json").read_text())["log_history"]
+    return {"save_stall_seconds": [entry["save_stall_seconds"] for entry in history if "save_stall_seconds" in entry]}
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+if not __package__:
+    sys.exit(f"start it from the repository root: python -m tests.benchmarks.{Path(__file__).stem}")
+
 from tests.benchmarks.bench_readers import ROOT, TEXTS, json_line, rows, write_jsonl
 
 SEQ_LEN = 4096
@@ -35,7 +38,7 @@ SECONDS = 0.5  # between two looks
 Peaks = dict[str, dict[str, int]]
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Generate, prepare and watch; 0 when the preparation succeeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size-gb", type=float, default=2.0, help="GB (1e9 bytes) of JSON lines (default 2)")
@@ -43,7 +46,7 @@ def main() -> int:
     parser.add_argument(
         "--folder", type=Path, help="where to write: three times the size and more (a temporary folder)"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         size = int(arguments.size_gb * 1e9)
         num_rows = size // (sum(len(json_line(row)) for row in islice(rows(), 3000)) // 3000)

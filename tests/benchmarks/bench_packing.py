@@ -1,6 +1,6 @@
-"""Packing of real lengths beside plain best-fit-decreasing and TRL's: how full rows are, and how much alike.
+"""Packing of real lengths next to plain best-fit-decreasing and TRL's: how full rows are, and how much alike.
 
-    python -m tests.benchmarks.bench_packing --data FOLDER
+    python -m tests.benchmarks.bench_packing --data FOLDER [--seq-lens 2048 4096 8192]
 
 Documents: Alpaca as ChatML with the Qwen3 tokenizer, and the same with a tenth of the documents joined ten at a time (a
 mixture of short and long ones). The last line is JSON, by documents, sequence length and packing (`packhaul`,
@@ -20,9 +20,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+if not __package__:
+    sys.exit(f"start it from the repository root: python -m tests.benchmarks.{Path(__file__).stem}")
+
 import numpy as np
 
-from data_prep.packing import best_fit_decreasing, pack
+from data_prep.mixture.packing import best_fit_decreasing, pack
 from data_prep.prepare import prepare
 from data_prep.recipe import Recipe
 from data_prep.shards import read_manifest, read_rows, shard_files
@@ -31,16 +34,18 @@ PROCESSES = 8
 Packing = Callable[[np.ndarray, int], np.ndarray]  # (documents,) lengths and seq_len -> (documents,) rows
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Lengths, then each packing of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of real data sets and tokenizers")
-    lengths = alpaca_lengths(parser.parse_args().data)
+    parser.add_argument("--seq-lens", type=int, nargs="+", default=[2048, 4096, 8192])
+    arguments = parser.parse_args(argv)
+    lengths = alpaca_lengths(arguments.data)
     packings: dict[str, Packing] = {"packhaul": lambda *case: pack(*case)[0], "best_fit_decreasing": plain, "trl": trl}
     result: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
     for documents, found in {"alpaca": lengths, "alpaca_joined": joined(lengths)}.items():
         result[documents] = {}
-        for seq_len in (2048, 4096, 8192):
+        for seq_len in arguments.seq_lens:
             fitting = found[found <= seq_len]
             measured = {name: measure(fitting, seq_len, rows(fitting, seq_len)) for name, rows in packings.items()}
             result[documents][seq_len] = measured

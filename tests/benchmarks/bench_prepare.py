@@ -1,26 +1,32 @@
 """Preparation against the tokenizer's own speed and against TRL, in one run, with two workers.
 
-    python -m tests.benchmarks.bench_prepare --data ../shared/data [--num-workers 2]
+    python -m tests.benchmarks.bench_prepare --data ../shared/data [--num-workers 2] [--repeats 3]
+        [--tokenizers qwen3 gemma3] [--processor-time PARTS]
 
-Alpaca 52k, the Qwen3 tokenizer, ChatML, seq_len 4,096. Measured are the stages tokenize, plan and pack, through
-`tokenizers` and through the faster encoder, in turn with `encode_batch` of `tokenizers` on the same rendered texts, on
-all cores of one process. Before the clock runs the inputs have been looked at and all processes have loaded the
-tokenizer: so has that of encode_batch, and the command does it while it works out what the parts are called. What
-makes either encoder faster has been proven exact, which the command does when it starts. TRL's trainer prepares the
-same rows with as many processes, its tokenizer loaded too. The last line is JSON:
+Alpaca 52k, the Qwen3 tokenizer with ChatML and the Gemma 3 tokenizer with gemma's template, seq_len 4,096. Measured are
+the stages tokenize, plan and pack, through `tokenizers` and through each faster encoder that there is, in turn with
+`encode_batch` of `tokenizers` on the same rendered texts, on all cores of one process. Before the clock runs the inputs
+have been looked at and all processes have loaded the tokenizer: so has that of encode_batch, and the command does it
+while it works out what the parts are called. What makes an encoder faster has been proven exact, which the command does
+when it starts. TRL's trainer prepares the same rows with as many processes, its tokenizer loaded too. The last line is
+JSON, of Qwen3, and under `gemma3` of Gemma 3.
 
-    share_of_raw         tokens/s through `tokenizers`, as a share of encode_batch's: the median over the repeats, each
-                         against encode_batch just before and just after it
-    share_of_raw_fast    the same through the faster encoder
-    share_of_raw_tuned   share_of_raw against encode_batch with what we tell `tokenizers` too: words that are tokens
-                         looked up, more words remembered, and the first encodings never freed
-    ratio_to_trl         tokens/s through the faster encoder over TRL's (..._tokenizers: through `tokenizers`)
-    worker_seconds       until all workers had loaded the tokenizer, by encoder
+On a machine with much other work, `--processor-time PARTS` takes a few minutes: it tokenizes the first parts in this
+process, in turn with encode_batch on their texts, on one core, and gives seconds of processor time per million tokens
+(`cpu`), their ratio (`share_of_raw_cpu`) and the profile. Otherwise there are:
+
+    share_of_raw         by encoder: tokens/s as a share of encode_batch's: the median over the repeats, each against
+                         encode_batch just before and just after it
+    share_of_raw_cpu     the same per second of processor time, all processes together
+    share_of_raw_tuned   share_of_raw of `tokenizers` against encode_batch with what we tell `tokenizers` too: words
+                         that are tokens looked up, more words remembered, and the first encodings never freed
+    ratio_to_trl         by encoder: tokens/s over TRL's
+    worker_seconds       by encoder: until all workers had loaded the tokenizer
     efficiency           of packing, by seq_len
     cpu                  seconds of processor time, of all processes, per million tokens: what other work on the machine
                          does to the clock it does not do to these
-    profile              CPU seconds of the first slice by step, in one process, and its rows
-    command_seconds      the whole command, imports, proof of the encoder and report included
+    profile              by encoder: CPU seconds of the first slice by step, in one process, and its rows
+    command_seconds      by encoder: the whole command, imports, proof of the encoder and report included
     load                 the machine's load average before and after: above num_workers, the clock is not to be trusted
 """
 
@@ -41,54 +47,73 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+if not __package__:
+    sys.exit(f"start it from the repository root: python -m tests.benchmarks.{Path(__file__).stem}")
+
 import yaml
 
+from tests.benchmarks.prepare_cases import (
+    CASES,
+    ENCODERS,
+    Case,
+    choose,
+    open_job,
+    processor_time,
+    profile,
+    rendered_texts,
+    untouched,
+)
+
 ROOT = Path(__file__).resolve().parents[2]
-SEQ_LENS = (2048, 4096, 8192)
-STAGES = ("tokenize", "plan", "pack")
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Measure everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of real data sets and tokenizers")
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
+    parser.add_argument("--tokenizers", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--processor-time", type=int, default=0, help="tokenize so many parts in this process, no more")
+    arguments = parser.parse_args(argv)
     data = arguments.data.resolve()
     load = [round(os.getloadavg()[0], 1)]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        result = measure(data, Path(folder), arguments.num_workers, arguments.repeats)
-        result["trl"] = trl_preparation(data, arguments.num_workers)
-        result["cpu"]["trl"] = result["trl"].pop("cpu")
+        result: dict[str, Any] = {"num_workers": arguments.num_workers}
+        for name in arguments.tokenizers:
+            case = CASES[name](data)
+            if arguments.processor_time:
+                result[name] = processor_time(case, Path(folder) / name, arguments.processor_time)
+                continue
+            measured = measure(case, Path(folder) / name, arguments.num_workers, arguments.repeats)
+            measured["command_seconds"] = whole_command(case, Path(folder) / name, arguments.num_workers)
+            result |= measured if name == "qwen3" else {name: measured}
+        if "qwen3" in arguments.tokenizers and not arguments.processor_time:
+            result["trl"] = trl_preparation(data, arguments.num_workers)
+            result["cpu"]["trl"] = result["trl"].pop("cpu")
+            theirs = result["trl"]["tokens_per_second"]
+            ours = result["tokens_per_second"].items()
+            result["ratio_to_trl"] = {name: round(rate / theirs, 2) for name, rate in ours if name in ENCODERS}
         load.append(round(os.getloadavg()[0], 1))
-        result["command_seconds"] = whole_command(data, Path(folder), arguments.num_workers)
-    trl = result["trl"]["tokens_per_second"]
-    result["ratio_to_trl"] = round(result["tokens_per_second_fast"] / trl, 2)
-    result["ratio_to_trl_tokenizers"] = round(result["tokens_per_second"] / trl, 2)
-    print(json.dumps({"command": "python -m tests.benchmarks.bench_prepare --data FOLDER", **result, "load": load}))
+    command = "python -m tests.benchmarks.bench_prepare --data FOLDER"
+    if arguments.processor_time:
+        command += f" --processor-time {arguments.processor_time}"
+    print(json.dumps({"command": command, **result, "load": load}))
     return 0
 
 
-def recipe_of(data: Path, seq_len: int) -> dict[str, Any]:
-    """The recipe that is prepared."""
-    source = {"name": "alpaca", "path": str(data / "text/en/alpaca_52k.json"), "form": "alpaca"}
-    tokenizer = str(data / "tokenizers/qwen3")
-    return {"tokenizer": tokenizer, "chat_template": "chatml", "seq_len": seq_len, "sources": [source]}
-
-
-def measure(data: Path, folder: Path, num_workers: int, repeats: int) -> dict[str, Any]:
+def measure(case: Case, folder: Path, num_workers: int, repeats: int) -> dict[str, Any]:
     """Our rates and the raw one, in turn, so that a machine whose speed drifts is the same to all."""
-    from data_prep.encoded_text import TextEncoder
-    from data_prep.pool import Workers, start_server
+    from data_prep.stages.pool import Workers, start_server
+    from data_prep.tokenization.text_encoder import TextEncoder
 
     start_server()
-    backend, texts = rendered_texts(data, folder)
+    backend, texts = rendered_texts(case, folder)
     plain, encoder_of_ours = untouched(backend), TextEncoder(untouched(backend))
-    assert encoder_of_ours.look_words_up()
+    encoder_of_ours.look_words_up()
     tuned = encoder_of_ours.backend
     held = tuned.encode_batch(texts, add_special_tokens=False)  # as TextEncoder holds its first ones
-    rates: dict[str, list[float]] = {"raw": [], "raw_tuned": [], "tokenizers": [], "auto": []}
+    rates: dict[str, list[float]] = {name: [] for name in ("raw", "raw_tuned", *case.encoders)}
     cpu: dict[str, list[float]] = {name: [] for name in rates}
     efficiency, worker_seconds = {}, {}
 
@@ -104,77 +129,42 @@ def measure(data: Path, folder: Path, num_workers: int, repeats: int) -> dict[st
         run("raw_tuned", lambda: raw(tuned, texts))
 
     for repeat in range(repeats):
-        for encoder in ("tokenizers", "auto"):
+        for encoder in case.encoders:
             run_raw()
-            job = ready_job(data, folder / f"{encoder}-{repeat}", 4096, encoder)
+            job = ready_job(case, folder / f"{encoder}-{repeat}", 4096, encoder)
             with Workers(num_workers, (job.recipe, job.renderer, job.described)) as workers:
                 worker_seconds[encoder] = loaded(workers, num_workers)
                 efficiency["4096"] = run(encoder, partial(staged, job, workers, num_workers))
     run_raw()
     del held
-    for seq_len in SEQ_LENS:
+    for seq_len in case.seq_lens:
         if str(seq_len) not in efficiency:
-            job = ready_job(data, folder / str(seq_len), seq_len, "auto")
+            job = ready_job(case, folder / str(seq_len), seq_len, case.encoders[-1])
             with Workers(num_workers, (job.recipe, job.renderer, job.described)) as workers:
                 efficiency[str(seq_len)] = staged(job, workers, num_workers)[1]
-    middle = {name: statistics.median(values) for name, values in rates.items()}
+    per_cpu_second = {name: [1 / seconds for seconds in values] for name, values in cpu.items()}
     return {
-        "num_workers": num_workers,
         "rows": len(texts),
-        "share_of_raw": share(rates["tokenizers"], rates["raw"]),
-        "share_of_raw_fast": share(rates["auto"], rates["raw"][1:]),
-        "share_of_raw_tuned": share(rates["tokenizers"], rates["raw_tuned"]),
+        "share_of_raw": shares(rates, case.encoders),
+        "share_of_raw_cpu": shares(per_cpu_second, case.encoders),
+        "share_of_raw_tuned": shares(rates, case.encoders, "raw_tuned")["tokenizers"],
         "worker_seconds": worker_seconds,
         "efficiency": dict(sorted(efficiency.items(), key=lambda item: int(item[0]))),
-        "raw_tokens_per_second": round(middle["raw"]),
-        "tokens_per_second": round(middle["tokenizers"]),
-        "tokens_per_second_fast": round(middle["auto"]),
+        "tokens_per_second": {name: round(statistics.median(values)) for name, values in rates.items()},
         "all_rates": {name: [round(value) for value in values] for name, values in rates.items()},
         "cpu": {name: round(statistics.median(values), 2) for name, values in cpu.items()},
-        "profile": {
-            encoder: profile(data, folder / f"profile-{encoder}", encoder) for encoder in ("tokenizers", "auto")
-        },
+        "profile": {name: profile(case, folder / f"profile-{name}", name) for name in case.encoders},
     }
 
 
-def untouched(backend: Any) -> Any:
-    """The same tokenizer as `tokenizers` itself loads it."""
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_str(backend.to_str())
-
-
-def rendered_texts(data: Path, folder: Path) -> tuple[Any, list[str]]:
-    """The tokenizer of `tokenizers`, and every row as ChatML."""
-    from data_prep.readers import read_slice
-    from data_prep.tokenize_stage import _convert
-
-    job = open_job(data, folder / "texts", 4096)
-    source = job.recipe.sources[0]
-    texts = []
-    for part in job.parts:
-        for raw in read_slice(source, part.slice):
-            conversation = _convert(raw, source, job.recipe)
-            if not isinstance(conversation, Exception):
-                texts.append(job.renderer._render_text(conversation)[0])
-    return job.renderer.encoder.backend, texts
-
-
-def open_job(data: Path, output: Path, seq_len: int) -> Any:
-    """What `prepare` does before the first stage."""
-    from data_prep.job import open_job
-    from data_prep.recipe import load_recipe
-
-    output.mkdir(parents=True)
-    path = output.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(recipe_of(data, seq_len)), encoding="utf-8")
-    return open_job(load_recipe(path), output)
-
-
-def share(rates: list[float], raw: list[float]) -> float:
-    """The median of each rate over the raw ones before and after it; two steps on, raw is that of the next repeat."""
-    around = [statistics.mean(raw[2 * i : 2 * i + 2]) for i in range(len(rates))]
-    return round(statistics.median(rate / other for rate, other in zip(rates, around, strict=True)), 3)
+def shares(rates: dict[str, list[float]], encoders: tuple[str, ...], other: str = "raw") -> dict[str, float]:
+    """By encoder: the median of each rate over the raw ones just before and after it."""
+    result = {}
+    for place, name in enumerate(encoders):
+        before = [place + repeat * len(encoders) for repeat in range(len(rates[name]))]
+        around = [statistics.mean(rates[other][i : i + 2]) for i in before]
+        result[name] = round(statistics.median(a / b for a, b in zip(rates[name], around, strict=True)), 3)
+    return result
 
 
 def processor_seconds() -> float:
@@ -203,16 +193,10 @@ def raw(backend: Any, texts: list[str]) -> tuple[int, None]:
     return sum(len(encoding.ids) for encoding in encodings), None
 
 
-def ready_job(data: Path, output: Path, seq_len: int, encoder: str) -> Any:
+def ready_job(case: Case, output: Path, seq_len: int, encoder: str) -> Any:
     """What is done before the clock runs."""
-    from data_prep import prepare
-
-    job = open_job(data, output, seq_len)
-    if encoder == "auto":
-        prepare._use_fast_encoder(job)
-        assert "tiktoken" in job.renderer.encoder.name, job.renderer.encoder.name
-    else:
-        assert job.renderer.encoder.look_words_up()
+    job = open_job(case, output, seq_len)
+    choose(job, encoder)
     assert job.parts  # whose names are worked out now
     return job
 
@@ -232,7 +216,7 @@ def _pause(seconds: float, _: Any) -> None:
 def staged(job: Any, workers: Any, num_workers: int) -> tuple[int, float]:
     """Run the three stages: tokens, and the efficiency of packing."""
     from data_prep import prepare
-    from data_prep.tokenize_stage import tokenize_part
+    from data_prep.stages.tokenize_stage import tokenize_part
 
     workers.run(tokenize_part, job.parts, "tokenize")
     prepare._plan(job)
@@ -241,65 +225,20 @@ def staged(job: Any, workers: Any, num_workers: int) -> tuple[int, float]:
     return sum(split["tokens"] for split in splits.values()), splits["train"]["efficiency"]
 
 
-def profile(data: Path, output: Path, encoder: str) -> dict[str, float]:
-    """CPU seconds of each step for the first part, step by step, in this process."""
-    from data_prep import prepare
-    from data_prep.conversation import Conversation
-    from data_prep.parts import PartWriter, hashes
-    from data_prep.readers import read_slice
-    from data_prep.tokenize_stage import _convert, _take
-
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    job = open_job(data, output, 4096)
-    if encoder == "auto":
-        prepare._use_fast_encoder(job)
-    else:
-        assert job.renderer.encoder.look_words_up()
-    part, recipe, renderer = job.parts[0], job.recipe, job.renderer
-    source, seconds = recipe.sources[0], {}
-
-    def step(name: str, work: Callable[[], Any]) -> Any:
-        started = time.process_time()
-        result = work()
-        seconds[name] = round(time.process_time() - started, 3)
-        return result
-
-    rows = step("read", lambda: list(read_slice(source, part.slice)))
-    seconds["rows"] = len(rows)
-    converted = step("convert", lambda: [_convert(raw, source, recipe) for raw in rows])
-    pairs = [(raw, c) for raw, c in zip(rows, converted, strict=True) if isinstance(c, Conversation)]
-    conversations = [c for _, c in pairs]
-    step("look for control tokens", lambda: [renderer._control.spelled_in(c) for c in conversations])
-    rendered = step("render", lambda: [renderer._render_text(c) for c in conversations])
-    tokens = step("encode", lambda: renderer.encoder.encode_batch([text for text, _ in rendered]))
-    texts, spans = zip(*rendered, strict=True)
-    examples = step("label", lambda: renderer._labeller.label_batch(texts, tokens, spans))
-    describe = job.described[source.name].describe
-    contents = step("content hash", lambda: [hashes([e])[0] for e in examples])
-    step(
-        "task type and language",
-        lambda: [describe(c, content) for (_, c), content in zip(pairs, contents, strict=True)],
-    )
-    writer = PartWriter(renderer.encoder.name, job.described[source.name])
-    triples = [(raw, c, e) for (raw, c), e in zip(pairs, examples, strict=True)]
-    step("the three and the rest", lambda: [_take(*triple, source, recipe, renderer, writer) for triple in triples])
-    step("write", lambda: writer.write(part))
-    return seconds
-
-
 def trl_preparation(data: Path, num_workers: int) -> dict[str, float]:
     """TRL's own preparation of the same rows: a process of its own, in which SFTTrainer is made."""
-    command = [sys.executable, "-m", "tests.benchmarks.trl_preparation", str(data), str(num_workers)]
+    command = [sys.executable, "-m", "tests.benchmarks.trl_preparation"]
+    command += ["--data", str(data), "--num-proc", str(num_workers)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def whole_command(data: Path, folder: Path, num_workers: int) -> dict[str, float]:
+def whole_command(case: Case, folder: Path, num_workers: int) -> dict[str, float]:
     """Seconds of `python -m data_prep.prepare`, by encoder."""
     path = folder / "whole.yaml"
-    path.write_text(yaml.safe_dump(recipe_of(data, 4096)), encoding="utf-8")
+    path.write_text(yaml.safe_dump(case.recipe(4096)), encoding="utf-8")
     seconds = {}
-    for encoder in ("tokenizers", "auto"):
+    for encoder in case.encoders:
         command = [sys.executable, "-m", "data_prep.prepare", "--recipe", str(path), "--encoder", encoder]
         command += ["--output", str(folder / f"whole-{encoder}"), "--num-workers", str(num_workers)]
         started = time.perf_counter()

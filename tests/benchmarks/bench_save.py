@@ -21,17 +21,20 @@ import tempfile
 import time
 from pathlib import Path
 
-from train import checkpoint
+if not __package__:
+    sys.exit(f"start it from the repository root: python -m tests.benchmarks.{Path(__file__).stem}")
+
+from train.checkpoint import folders
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Both runs, then the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--saves", type=int, default=4)
     parser.add_argument("--folder", type=Path, help="where to work: the file system is measured too")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         print(json.dumps(measure(Path(folder), options.hidden, options.layers, options.saves)))
@@ -42,9 +45,9 @@ def measure(folder: Path, hidden: int, layers: int, saves: int) -> dict[str, obj
     """The figures."""
     make_inputs(folder, hidden, layers)
     at_once, background = (run(folder, name, saves) for name in ("false", "true"))
-    newest = checkpoint.find_checkpoints(folder / "true")[-1]
+    newest = folders.find_checkpoints(folder / "true")[-1]
     began = time.perf_counter()
-    assert not list(checkpoint.verify(newest))
+    assert not list(folders.verify(newest))
     verify_seconds = time.perf_counter() - began
     sync, stall = (statistics.median(seconds[1:]) for seconds in (at_once, background))
     return {
@@ -62,7 +65,7 @@ def measure(folder: Path, hidden: int, layers: int, saves: int) -> dict[str, obj
 def make_inputs(folder: Path, hidden: int, layers: int) -> None:
     """Shards of short rows, so that a step is short beside a save, and a random model."""
     from tests.conftest import build_tiny_tokenizer, save_tiny_model
-    from tests.training import make_shards
+    from tests.support.training import make_shards
 
     sizes = {
         "hidden_size": hidden,
@@ -76,7 +79,7 @@ def make_inputs(folder: Path, hidden: int, layers: int) -> None:
 
 def run(folder: Path, background: str, saves: int) -> list[float]:
     """Seconds that training waited for each save but the last, which nothing follows."""
-    from tests.saving_runs import run_here, single_config
+    from tests.support.saving_runs import run_here, single_config
 
     config = single_config(
         folder / f"{background}.yaml",
@@ -88,15 +91,15 @@ def run(folder: Path, background: str, saves: int) -> list[float]:
         save_steps=4,
     )
     assert run_here(config, "--save_in_background", background) == 0
-    return [c.extra["stall_seconds"] for c in checkpoint.find_checkpoints(folder / background)][:-1]
+    return [c.extra["stall_seconds"] for c in folders.find_checkpoints(folder / background)][:-1]
 
 
 def same_bytes(folder: Path) -> bool:
     """Model and optimizer of the last checkpoints, and the final weights."""
     pairs = []
     for name in ("false", "true"):
-        newest = checkpoint.find_checkpoints(folder / name)[-1]
-        final = checkpoint.read(folder / name)
+        newest = folders.find_checkpoints(folder / name)[-1]
+        final = folders.read(folder / name)
         pairs.append(
             [newest.files[f] for f in ("model.safetensors", "optimizer.pt")] + [final.files["model.safetensors"]]
         )

@@ -1,4 +1,4 @@
-"""The trainer's step beside a bare PyTorch loop and TRL's own SFTTrainer, with the same model, batches and optimizer.
+"""The trainer's step next to a bare PyTorch loop and TRL's own SFTTrainer, with the same model, batches and optimizer.
 
     python -m tests.benchmarks.bench_step [--rounds 12] [--sizes 0.2M 8M]
 
@@ -22,6 +22,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data_prep.shards import IGNORE_INDEX
+
+if not __package__:
+    sys.exit(f"start it from the repository root: python -m tests.benchmarks.{Path(__file__).stem}")
+
 import numpy as np
 
 SIZES: dict[str, dict[str, int]] = {  # about so many parameters
@@ -33,12 +38,12 @@ WARM_UP, STEPS = 2, 5  # of each round
 LEARNING_RATE, MAX_GRAD_NORM = 1e-4, 1.0
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Measure each size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
 
@@ -54,7 +59,7 @@ def main() -> int:
     return 0
 
 
-def measure(size: str, rounds: int, folder: Path) -> dict[str, float]:
+def measure(size: str, rounds: int, folder: Path) -> dict[str, float | None]:
     """Ratios of one size."""
     rows = make_rows(SIZES[size]["vocab_size"])
     bare, ours = Bare(size, rows), Ours(size, rows, folder)
@@ -79,7 +84,7 @@ def make_rows(vocab_size: int) -> list[dict[str, list[int]]]:
         while (left := SEQ_LEN - sum(lengths)) > 0:
             lengths.append(min(left, int(random.integers(20, 120))))
         ids = random.integers(0, vocab_size, SEQ_LEN)
-        labels = np.where(random.random(SEQ_LEN) < 0.5, ids, -100)
+        labels = np.where(random.random(SEQ_LEN) < 0.5, ids, IGNORE_INDEX)
         rows.append({"input_ids": ids.tolist(), "labels": labels.tolist(), "seq_lengths": lengths})
         rows[-1]["sources"] = [int(s) for s in random.integers(0, 2, len(lengths))]
     return rows
@@ -128,7 +133,7 @@ class Bare:
             if step == WARM_UP:
                 start = time.process_time()
             batches = self.batches[step * ACCUMULATION : (step + 1) * ACCUMULATION]
-            tokens = sum((b["labels"] != -100).sum() for b in batches)
+            tokens = sum((b["labels"] != IGNORE_INDEX).sum() for b in batches)
             for batch in batches:
                 (self.loss(batch) / tokens).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
@@ -156,7 +161,7 @@ def make_arguments(folder: Path) -> Any:
     """The same options for both trainers."""
     from trl import SFTConfig
 
-    from train.config import OWN_DEFAULTS, PACKED_ROWS
+    from train.config.own_options import OWN_DEFAULTS, PACKED_ROWS
 
     options = {
         "output_dir": str(folder / "run"),
@@ -216,8 +221,8 @@ class Ours(TRL):
 
     def make(self, size: str, rows: list[dict[str, list[int]]], args: Any) -> Any:
         """The trainer."""
-        from train.data import number_rows
-        from train.trainer import PackedSFTTrainer
+        from train.loop.data import number_rows
+        from train.loop.trainer import PackedSFTTrainer
 
         return PackedSFTTrainer(
             make_model(size),
@@ -228,10 +233,10 @@ class Ours(TRL):
             checkpoint_extra={},
         )
 
-    def data_wait_share(self) -> float:
-        """Share of the time that the step waited for data."""
+    def data_wait_share(self) -> float | None:
+        """Share of the time that the step waited for data; None where it was not logged."""
         shares = [entry["data_wait_share"] for entry in self.trainer.state.log_history if "data_wait_share" in entry]
-        return statistics.median(shares) if shares else float("nan")
+        return statistics.median(shares) if shares else None
 
 
 def make_dataset(rows: list[dict[str, list[int]]]) -> Any:

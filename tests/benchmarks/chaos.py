@@ -1,6 +1,6 @@
 """Kill a run at random moments, resume it each time, and compare its end with an uninterrupted twin.
 
-    python -m tests.benchmarks.chaos [--kills 100] [--steps 400] [--seed 0] [--folder DIR]
+    python -m tests.benchmarks.chaos [--kills 100] [--steps 400] [--seed 0] [--folder DIR] [--in-job]
 
 Each attempt is the same `train.sft` command, in a process forked after the imports (they touch no file of the run, and
 would be nearly all of the time). It is killed (SIGKILL) in its start-up, in a step, while a checkpoint is written,
@@ -26,28 +26,34 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from train import checkpoint
+if not __package__:
+    sys.exit(f"start it from the repository root: python -m tests.benchmarks.{Path(__file__).stem}")
+
+from tests.support import chaos_job
+from train.checkpoint import folders
 
 MOMENTS = ("start-up", "step", "save", "publish", "delete")
 TIMEOUT = 120  # seconds for what an attempt is to do next; a hang is a failure
 SAVE_STEPS = 3
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Prepare, run the twin, then the run that is killed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=0, help="of the run; 0: enough for the kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder without it")
-    options = parser.parse_args()
+    job_help = "one SLURM job starts all attempts, in the same allocation (the real slurm.jobs, without a cluster)"
+    parser.add_argument("--in-job", action="store_true", help=job_help)
+    options = parser.parse_args(argv)
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     steps = options.steps or 20 + 3 * options.kills
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         make_inputs(folder)
-        result = run_chaos(folder, options.kills, steps, random.Random(options.seed))
+        result = run_chaos(folder, options.kills, steps, random.Random(options.seed), options.in_job)
     print(json.dumps(result))
     return 0 if result["equal"] and not result["unreadable"] and not result["lost_steps"] else 1
 
@@ -58,7 +64,7 @@ def make_inputs(folder: Path) -> None:
     if child == 0:
         with _exiting():
             from tests.conftest import build_tiny_tokenizer, save_tiny_model
-            from tests.training import make_shards
+            from tests.support.training import make_shards
 
             tokenizer = build_tiny_tokenizer(folder / "tokenizer")
             save_tiny_model("llama", tokenizer, folder / "model", {"attention_dropout": 0.2})
@@ -66,17 +72,21 @@ def make_inputs(folder: Path) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def run_chaos(folder: Path, kills: int, steps: int, chance: random.Random) -> dict[str, object]:
+def run_chaos(folder: Path, kills: int, steps: int, chance: random.Random, in_job: bool) -> dict[str, object]:
     """The twin, the killed run, and what came of it."""
     import_everything()
     began = time.monotonic()
     assert wait(start(folder, "twin", steps)) == 0, (folder / "twin.log").read_text()[-3000:]
     done, unreadable, lost = Counter[str](), 0, 0
     expected = 0  # the step that the next attempt must begin after
+    job = chaos_job.Job(folder, write_config(folder, "killed", steps)) if in_job else None
     while sum(done.values()) < kills:
         moment = chance.choice(MOMENTS)
+        assert job is None or job.asks(), "the job has ended: see job.log"
         child = start(folder, "killed", steps)
         hit = kill_at(child, folder, moment, chance)
+        if job and hit:
+            job.tell(128 + signal.SIGKILL)
         lost += max(0, expected - resumed_step(folder)) if resumed_step(folder) is not None else 0
         if not hit:
             print(f"chaos: the run reached its end after {sum(done.values())} kills: give more --steps", flush=True)
@@ -85,7 +95,11 @@ def run_chaos(folder: Path, kills: int, steps: int, chance: random.Random) -> di
         bad, expected = examine(folder / "killed")
         unreadable += bad
         print(f"kill {sum(done.values())} in {moment}: newest checkpoint {expected}", flush=True)
+    assert job is None or job.asks(), "the job has ended: see job.log"
     code = wait(start(folder, "killed", steps))
+    if job:
+        job.tell(code)
+        code = job.wait()
     unreadable += code != 0
     lost += max(0, expected - (resumed_step(folder) or 0))
     equal = code == 0 and same_end(folder / "killed", folder / "twin")
@@ -96,6 +110,7 @@ def run_chaos(folder: Path, kills: int, steps: int, chance: random.Random) -> di
         "lost_steps": lost,
         "equal": equal,
         "steps": steps,
+        "in_job": in_job,
         "seconds": round(time.monotonic() - began, 1),
     }
 
@@ -107,28 +122,15 @@ def import_everything() -> None:
     import transformers
     import trl
 
-    import train.counters
-    import train.trainer
+    import train.checkpoint.logging_sums
+    import train.loop.trainer
 
-    assert all((datasets, peft, transformers, trl, train.counters, train.trainer))
+    assert all((datasets, peft, transformers, trl, train.checkpoint.logging_sums, train.loop.trainer))
 
 
 def start(folder: Path, name: str, steps: int) -> int:
     """Fork an attempt; its process id."""
-    from tests.saving_runs import single_config
-
-    config = single_config(
-        folder / f"{name}.yaml",
-        data=str(folder / "shards"),
-        model_name_or_path=str(folder / "model"),
-        output_dir=str(folder / name),
-        max_steps=steps,
-        gradient_accumulation_steps=2,
-        save_strategy="steps",
-        save_steps=SAVE_STEPS,
-        save_total_limit=2,
-        logging_steps=4,
-    )
+    config = write_config(folder, name, steps)
     sys.stdout.flush()
     # Opened here: the child may be killed before it does anything.
     out = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -142,6 +144,24 @@ def start(folder: Path, name: str, steps: int) -> int:
             raise SystemExit(sft.main(["--config", str(config)]))
     os.close(out)
     return child
+
+
+def write_config(folder: Path, name: str, steps: int) -> Path:
+    """The run config of the twin or the killed run."""
+    from tests.support.saving_runs import single_config
+
+    return single_config(
+        folder / f"{name}.yaml",
+        data=str(folder / "shards"),
+        model_name_or_path=str(folder / "model"),
+        output_dir=str(folder / name),
+        max_steps=steps,
+        gradient_accumulation_steps=2,
+        save_strategy="steps",
+        save_steps=SAVE_STEPS,
+        save_total_limit=2,
+        logging_steps=4,
+    )
 
 
 @contextlib.contextmanager
@@ -202,10 +222,10 @@ def kill_at(child: int, folder: Path, moment: str, chance: random.Random) -> boo
 def examine(run_dir: Path) -> tuple[int, int]:
     """How many folders have a checkpoint's name and are not complete and unchanged, and the newest step."""
     newest, bad = 0, len(list(run_dir.glob("damaged-*")))
-    for folder in checkpoint.named_folders(run_dir):
+    for folder in folders.named_folders(run_dir):
         try:
-            found = checkpoint.read(folder)
-            bad += bool(list(checkpoint.verify(found)))
+            found = folders.read(folder)
+            bad += bool(list(folders.verify(found)))
             newest = max(newest, found.step)
         except ValueError as error:
             print(f"chaos: {error}", flush=True)
@@ -214,10 +234,11 @@ def examine(run_dir: Path) -> tuple[int, int]:
 
 
 def resumed_step(folder: Path) -> int | None:
-    """The step after which the last attempt began; None if it was killed before it said so."""
+    """The step after which the last attempt began, or at which it found the run finished; None if it was killed before
+    it said so."""
     log = (folder / "killed.log").read_text()
-    if found := re.search(r"resuming from .* \(step (\d+)\)", log):
-        return int(found[1])
+    if found := re.search(r"resuming from .* \(step (\d+)\)|finished before, after (\d+) steps", log):
+        return int(found[1] or found[2])
     return 0 if "'loss'" in log else None
 
 

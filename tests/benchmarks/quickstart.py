@@ -1,5 +1,6 @@
-"""The whole path on a laptop: a generated instruction set, a tokenizer, shards, ZeRO-2 training on two CPU processes,
-export, and answers to questions about words that training never saw.
+"""The whole path on a laptop, from a generated instruction set to answers about words that training never saw.
+
+A tokenizer, shards, ZeRO-2 training on two CPU processes and an export lie between.
 
     python -m tests.benchmarks.quickstart [--output runs/quickstart]
 
@@ -17,6 +18,9 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+if not __package__:
+    sys.exit(f"start it from the repository root: python -m tests.benchmarks.{Path(__file__).stem}")
 
 from tests.benchmarks.quickstart_commands import cpu_seconds, environment, flags, free_port, module, run
 from tests.benchmarks.quickstart_tasks import TASKS, write_instruction_set

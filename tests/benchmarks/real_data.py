@@ -1,6 +1,6 @@
 """Real data through the path: a mixture prepared with the Gemma 3 tokenizer, and a real model fine-tuned.
 
-    python -m tests.benchmarks.real_data --data ../shared/data [--output FOLDER]
+    python -m tests.benchmarks.real_data --data ../shared/data [--output FOLDER] [--steps 150]
 
 1. Alpaca 52k + KoAlpaca + MedQuAD in one recipe, Gemma 3 tokenizer and template, seq_len 4,096: rows, drops by reason,
    tokens, packing efficiency, seconds.
@@ -23,23 +23,27 @@ import time
 from pathlib import Path
 from typing import Any
 
+if not __package__:
+    sys.exit(f"start it from the repository root: python -m tests.benchmarks.{Path(__file__).stem}")
+
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run both parts; 0 if every command succeeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of real data sets, tokenizers and models")
     parser.add_argument("--output", type=Path, help="keep what is made here (a temporary folder)")
-    arguments = parser.parse_args()
+    parser.add_argument("--steps", type=int, default=150, help="of the fine-tuning")
+    arguments = parser.parse_args(argv)
     data = arguments.data.resolve()
     with tempfile.TemporaryDirectory() as temporary:
         output = arguments.output or Path(temporary)
         result = {
             "mixture": prepare_mixture(data, output / "mixture"),
-            "stories260K": finetune(data, output / "stories"),
+            "stories260K": finetune(data, output / "stories", arguments.steps),
         }
     print(json.dumps(result, ensure_ascii=False))
     return 0
@@ -79,7 +83,7 @@ def prepare(recipe: dict[str, Any], folder: Path) -> tuple[dict[str, Any], float
     return json.loads((folder / "shards/manifest.json").read_text(encoding="utf-8")), time.monotonic() - started
 
 
-def finetune(data: Path, folder: Path) -> dict[str, Any]:
+def finetune(data: Path, folder: Path, steps: int) -> dict[str, Any]:
     """Part 2. The model's context is 512 tokens, its tokenizer knows few words: long rows are dropped, counted."""
     model = data / "models/stories260K-hf"
     dolly = {"question": "instruction", "answer": "text"}
@@ -100,7 +104,7 @@ def finetune(data: Path, folder: Path) -> dict[str, Any]:
         "output_dir": str(folder / "run"),
         "expected_world_size": 2,
         "expected_distributed_type": "DEEPSPEED",
-        "max_steps": 150,
+        "max_steps": steps,
         "per_device_train_batch_size": 1,  # rows of a batch are one sequence, whose mask costs its square on a CPU
         "gradient_accumulation_steps": 4,
         "per_device_eval_batch_size": 1,
@@ -108,7 +112,7 @@ def finetune(data: Path, folder: Path) -> dict[str, Any]:
         "lr_scheduler_type": "cosine",
         "warmup_steps": 10,
         "eval_strategy": "steps",
-        "eval_steps": 75,
+        "eval_steps": max(1, steps // 2),
         "eval_on_start": True,
         "logging_steps": 20,
         "save_strategy": "no",

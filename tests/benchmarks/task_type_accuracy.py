@@ -26,8 +26,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+if not __package__:
+    sys.exit(f"start it from the repository root: python -m tests.benchmarks.{Path(__file__).stem}")
+
 from data_prep.conversation import Conversation, Message
-from data_prep.task_types import TASK_TYPES, classify
+from data_prep.quality.task_types import TASK_TYPES, classify
 
 # information_extraction: what is asked for lies in the given text, so it is closed_qa's task: explanation.
 CATEGORIES = {
@@ -46,15 +49,16 @@ CATEGORIES = {
     "Writing": "generation",
     "Understanding": "explanation",
 }
+LABELS = Path(__file__).with_name("task_type_labels.json")
 Labelled = tuple[Conversation, str]
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Measure every set that is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of real data sets")
     parser.add_argument("--labelled", type=Path, nargs="*", default=[], help="more files with Dolly's columns")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     text = arguments.data / "text"
     sets = {
         "dolly_12": list(dolly(text / "en/dolly_12_full_columns.json")),
@@ -104,7 +108,7 @@ def logickor(file: Path) -> Iterable[Labelled]:
 
 def hand_labelled(name: str, file: Path) -> Iterable[tuple[str, list[Labelled]]]:
     """The rows of an Alpaca-like file that task_type_labels.json names, as two sets."""
-    labels = json.loads(Path(__file__).with_name("task_type_labels.json").read_text(encoding="utf-8"))[name]
+    labels = json.loads(LABELS.read_text(encoding="utf-8"))[name]
     rows = read_rows(file)
     for part, by_type in labels.items():
         yield f"{name}_{part}", [(alpaca(rows[i]), label) for label, numbers in by_type.items() for i in numbers]
@@ -116,7 +120,7 @@ def alpaca(row: dict[str, str]) -> Conversation:
 
 
 def conversation(instruction: str, context: str | None, response: str) -> Conversation:
-    """As data_prep.sources joins the columns."""
+    """As data_prep.sources.row_forms joins the columns."""
     question = f"{instruction}\n\n{context}" if context else instruction
     return Conversation((Message("user", question), Message("assistant", response)), "labelled", 0)
 

@@ -1,12 +1,13 @@
 """TRL's own preparation, for comparison: template, assistant mask and packing, as SFTTrainer does it at start.
 
-    python -m tests.benchmarks.trl_preparation DATA NUM_PROC [SEQ_LEN]
+    python -m tests.benchmarks.trl_preparation --data FOLDER [--num-proc 2] [--seq-len 4096]
 
 Qwen3's template as TRL trains with it, since TRL has no masks for a template without marks. The last line is JSON.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -15,12 +16,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+if not __package__:
+    sys.exit(f"start it from the repository root: python -m tests.benchmarks.{Path(__file__).stem}")
 
-def main() -> int:
+
+def main(argv: list[str] | None = None) -> int:
     """Prepare Alpaca and print tokens per second and the efficiency of packing."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    data, num_proc = Path(sys.argv[1]), int(sys.argv[2])
-    seq_len = int(sys.argv[3]) if len(sys.argv) > 3 else 4096
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of real data sets and tokenizers")
+    parser.add_argument("--num-proc", type=int, default=2)
+    parser.add_argument("--seq-len", type=int, default=4096)
+    arguments = parser.parse_args(argv)
+    data, seq_len = arguments.data, arguments.seq_len
     import datasets
     import pyarrow.compute as pc
     from trl import SFTTrainer
@@ -29,7 +37,7 @@ def main() -> int:
     tokenizer = load_tokenizer(data)
     rows = json.loads((data / "text/en/alpaca_52k.json").read_text(encoding="utf-8"))
     raw = datasets.Dataset.from_list([messages(row) for row in rows])
-    model, args = tiny_model(len(tokenizer)), options(num_proc, seq_len)
+    model, args = tiny_model(len(tokenizer)), options(arguments.num_proc, seq_len)
     started, cpu_before = time.perf_counter(), processor_seconds()
     packed = SFTTrainer(model=model, args=args, train_dataset=raw, processing_class=tokenizer).train_dataset
     seconds, cpu = time.perf_counter() - started, processor_seconds() - cpu_before

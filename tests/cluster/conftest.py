@@ -1,4 +1,4 @@
-"""A real two-node SLURM cluster for these tests (see slurm_lab.sh), and folders to submit jobs from."""
+"""A real three-node SLURM cluster for these tests (see slurm_lab.sh), and folders to submit jobs from."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAB = Path(__file__).with_name("slurm_lab.sh")
 UNSHARE = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork"]
 PROGRAMS = ["slurmctld", "slurmd", "sbatch", "ip", "unshare", "nsenter"]
+PATIENCE = 6  # limits are written for a machine at rest; other work may run beside the tests
 FINISHED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 
 
@@ -34,14 +35,14 @@ def reason_to_skip() -> str | None:
 
 
 class SlurmCluster:
-    """Two nodes with 8 CPUs and 2 GPUs each (on paper), without internet. The whole of it ends with `stop`, or with
-    this process, however that ends."""
+    """Three nodes with 8 CPUs and 2 GPUs each (on paper), without internet. Most jobs take two. The whole of it
+    ends with `stop`, or with this process, however that ends."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._keep_alive, alive = os.pipe()[::-1]
         self._lab = subprocess.Popen(
-            [LAB, "serve", folder], stdin=alive, stdout=subprocess.PIPE, env=self._env(), text=True
+            [LAB, "serve", folder], stdin=alive, stdout=subprocess.PIPE, env=self._env(SLURM_LAB_NODES="3"), text=True
         )
         os.close(alive)
         assert self._lab.stdout is not None
@@ -66,7 +67,7 @@ class SlurmCluster:
         return {**inherited, "PATH": path, "SLURM_CONF": f"{self.folder}/slurm.conf", **more}
 
     def run(self, *command: str | Path, cwd: Path | None = None, check: bool = True, **env: str) -> str:
-        """Run `command` on the head; its output, both streams."""
+        """Run `command` on the head; its output, both streams. A name with no value is not set."""
         enter = ["nsenter", "-t", self._init, "-n", "-u", "-m", "-p", "--", "sh", "-c", 'cd "$0" && exec "$@"']
         result = subprocess.run(
             [*enter, str(cwd or self.folder), *map(str, command)],
@@ -74,7 +75,7 @@ class SlurmCluster:
             stderr=subprocess.STDOUT,
             env=self._env(**env),
             text=True,
-            timeout=60,
+            timeout=60 * PATIENCE,
         )
         if check and result.returncode:
             raise RuntimeError(f"{' '.join(map(str, command))}: exit code {result.returncode}\n{result.stdout}")
@@ -108,11 +109,11 @@ class SlurmCluster:
         return self.wait_until(lambda job: job["JobState"] in FINISHED, job_id, timeout)
 
     def wait_until(self, condition, job_id: str, timeout: float) -> dict[str, str]:
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + PATIENCE * timeout
         while not condition(job := self.job(job_id)):
             if time.monotonic() > deadline:
                 self.run("scancel", job_id)
-                raise TimeoutError(f"job {job_id} is {job['JobState']} after {timeout} s\n{read_log(job)}")
+                raise TimeoutError(f"job {job_id} is {job['JobState']} after {PATIENCE * timeout} s\n{read_log(job)}")
             time.sleep(0.3)
         return job
 
@@ -139,6 +140,30 @@ def make_project(folder: Path, *packages: str) -> Path:
     for package in packages:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
+
+
+def use_stub(folder: Path) -> None:
+    """Put the stand-in of stub_sft.py in the place of train.sft."""
+    shutil.copy(Path(__file__).with_name("stub_sft.py"), folder / "train" / "sft.py")
+
+
+def stub_project(folder: Path) -> Path:
+    """A folder to submit from in which train.sft is the stand-in of stub_sft.py."""
+    make_project(folder, "train")
+    use_stub(folder)
+    config = {"data": "shards", "model_name_or_path": "model", "output_dir": "runs/stub"}
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    return stub_project(tmp_path / "project")
+
+
+def submit_stub(cluster: SlurmCluster, project: Path, site: dict[str, str], **stub) -> str:
+    """Submit a training with the stand-in, told to do `stub`; the job id."""
+    return cluster.submit(project, "train", "--config", "run.yaml", **site, STUB=json.dumps(stub))["train"]
 
 
 @pytest.fixture
@@ -185,6 +210,7 @@ def site() -> dict[str, str]:
         "PACKHAUL_TIME": "10",
         "PACKHAUL_SIGNAL_SECONDS": "60",
         "PACKHAUL_CHECK_NODES": "0",  # seconds for each job: two tests have it
+        "PACKHAUL_CHECK_SUBMISSION": "0",  # likewise
         "PACKHAUL_EXPORT_MEMORY": "4G",
         "PACKHAUL_PREPARE_CPUS": "1",
         "PACKHAUL_PREPARE_MEMORY": "4G",

@@ -128,11 +128,11 @@ cut_node() {
 }
 
 wait_until_idle() {
-  for _ in $(seq 150); do
+  for _ in $(seq 900); do
     [ "$(timeout 2 sinfo -h -t idle -o %D 2>/dev/null)" != "$NODES" ] || return 0
     sleep 0.1
   done
-  echo "slurm_lab: the nodes are not idle after 15 s" >&2
+  echo "slurm_lab: the nodes are not idle after 90 s" >&2
   tail -n 5 "$DIR"/log/* >&2
   return 1
 }

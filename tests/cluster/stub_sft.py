@@ -37,7 +37,7 @@ def on_signal(*_) -> None:
 
 signal.signal(signal.SIGUSR1, on_signal)
 signal.signal(signal.SIGTERM, on_signal)
-dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=300))
 rank, world_size = dist.get_rank(), dist.get_world_size()
 assert world_size == arguments.expected_world_size, f"world of {world_size}, not {arguments.expected_world_size}"
 who = {

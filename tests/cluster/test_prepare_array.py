@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import prepare
-from tests.test_prepare import all_bytes
+from tests.support.reading import all_bytes
 
 from .conftest import SlurmCluster, read_log
 
@@ -56,8 +56,8 @@ def test_a_chain_of_arrays_stops_at_a_failed_and_a_killed_task_and_ends_with_the
     tasks = [cluster.wait(f"{jobs['tokenize']}_{index}", timeout=120) for index in range(3)]
     assert [task["JobState"] for task in tasks] == ["COMPLETED", "FAILED", "COMPLETED"]
     assert {task["BatchHost"] for task in tasks} == {"node1", "node2"}
-    logs = {path.name for path in (real_project / "slurm/logs").glob("*.out")}
-    assert logs == {f"packhaul-tokenize-{jobs['tokenize']}_{index}.out" for index in range(3)}
+    logs = {path.name for path in (real_project / "slurm/logs").glob("prepare-*/*.out")}
+    assert logs == {f"{jobs['tokenize']}_{index}.out" for index in range(3)}
     log = read_log(tasks[1])
     assert "no space left on device" in log
     assert "tokenize, task 1 of 0-2, failed with exit code 1: the jobs that wait for it do not start" in log

@@ -1,0 +1,1 @@
+"""Which documents are used, how often, and in which packed row: on plain arrays with one entry per document."""

@@ -1,0 +1,109 @@
+"""A chat template applied to messages: the text, and the spans of what the model says in it."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+from data_prep.conversation import BadRow
+from data_prep.rendering.chat_templates import ChatTemplate
+from data_prep.tokenization.encoded_text import Span
+
+# Some templates print today's date. A run that goes on the next day has to make the same bytes, so the date is one that
+# never changes: what Llama's own templates print where they are not given one.
+_TODAY = date(2024, 7, 26)
+_PLAIN_KEYS = {"role", "content"}
+_THINKS_NOT = {"enable_thinking": False, "thinking": False}  # the names that templates have for it
+
+
+class AppliedTemplate:
+    """Renders messages with a chat template.
+
+    Args:
+        arguments: what the template may print besides messages and tools, such as the special tokens.
+    """
+
+    def __init__(self, template: ChatTemplate, arguments: dict[str, Any]):
+        self._template, self._arguments = template, arguments
+
+    def __call__(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[Any] | None,
+        *,
+        with_spans: bool = False,
+        prompt: bool = False,
+        thinks: bool = True,
+    ) -> tuple[str, list[Span]]:
+        """The text, with the generation prompt if `prompt`, and the marked spans if `with_spans`. Unless `thinks`, the
+        prompt is that of a model that shall not think, where the template knows one.
+
+        Raises:
+            BadRow: "template_refused".
+        """
+        from transformers.utils import chat_template_utils as library
+
+        try:
+            compiled = library._compile_jinja_template(self._template.text)  # kept by the library
+            compiled.globals["strftime_now"] = _TODAY.strftime
+            if with_spans and thinks and not tools and all(m.keys() == _PLAIN_KEYS for m in messages):
+                return self._apply_plain(compiled, messages, prompt)
+            rendered: Any = library.render_jinja_template(
+                [messages],
+                tools=tools,
+                chat_template=self._template.text,
+                return_assistant_tokens_mask=with_spans,
+                add_generation_prompt=prompt,
+                **(self._arguments if thinks else self._arguments | _THINKS_NOT),
+            )
+        except Exception as error:  # a template may do what raises anything, such as adding text to an object
+            raise BadRow("template_refused", f"the chat template raises {type(error).__name__}: {error}") from None
+        texts, spans = rendered
+        return texts[0], [(start, end) for start, end in spans[0]] if with_spans else []
+
+    def _apply_plain(self, compiled: Any, messages: list[dict[str, Any]], prompt: bool) -> tuple[str, list[Span]]:
+        """What render_jinja_template does with messages of plain text; it looks through and copies each of them."""
+        from transformers.utils import chat_template_utils as library
+
+        return library._render_with_assistant_indices(compiled, messages, None, None, prompt, **self._arguments)
+
+    def answers(self, messages: list[dict[str, Any]], tools: list[Any] | None = None) -> tuple[str, list[Span]]:
+        """The text, and the spans of the assistant's turns, marked or derived from prefixes.
+
+        Raises:
+            BadRow: the template refuses the messages, or renders a turn differently once later ones follow.
+        """
+        if not self._template.has_marks:
+            return self._derive(messages, tools)
+        text, marked = self(messages, tools, with_spans=True)
+        return text, _merge_adjacent(marked)
+
+    def _derive(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> tuple[str, list[Span]]:
+        """Spans of a template without marks: what a turn adds after its generation prompt."""
+        text, _ = self(messages, tools)
+        spans = []
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            until, _ = self(messages[: i + 1], tools)
+            prompts = (self(messages[:i], tools, prompt=True, thinks=thinks)[0] for thinks in (True, False))
+            prompt = next((prompt for prompt in prompts if until.startswith(prompt)), None)
+            if prompt is None or not text.startswith(until):
+                raise BadRow(
+                    "template_not_prefix",
+                    f"the template renders turn {i} differently once later turns follow, so what to train cannot be "
+                    "derived: use a built-in template, or put {% generation %} marks into a .jinja file",
+                )
+            spans.append((len(prompt), len(until)))
+        return text, spans
+
+
+def _merge_adjacent(spans: list[Span]) -> list[Span]:
+    """Marks that follow each other without a gap belong to one turn (some templates mark the end token by itself)."""
+    merged: list[Span] = []
+    for start, end in spans:
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], end)
+        else:
+            merged.append((start, end))
+    return merged

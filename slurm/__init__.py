@@ -1,0 +1,1 @@
+"""The SLURM templates; `slurm.jobs` is the program behind them."""

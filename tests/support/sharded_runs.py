@@ -1,0 +1,36 @@
+"""Run under `accelerate launch` by test_modes_sharded.py: train.sft once for each run config, in the same processes.
+
+sharded_runs.py CONFIG.yaml ...
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from transformers import modeling_utils
+
+from tests.support.in_process import as_a_fresh_process
+from train.sft import main
+
+
+def tell_who_reads() -> None:
+    """Print where each process puts a weights file that it reads whole."""
+    read = modeling_utils.load_state_dict
+
+    def telling(*args: Any, map_location: Any = "cpu", **kwargs: Any) -> Any:
+        print(f"rank {os.environ['RANK']} reads weights to {map_location}", flush=True)
+        return read(*args, map_location=map_location, **kwargs)
+
+    modeling_utils.load_state_dict = telling
+
+
+if __name__ == "__main__":
+    tell_who_reads()
+    for config in sys.argv[1:]:
+        with as_a_fresh_process():
+            code = main(["--config", config])
+        if code:
+            sys.exit(f"{config}: train.sft ended with {code}")
+        print(f"rank {os.environ['RANK']} has run {config}", flush=True)

@@ -1,0 +1,198 @@
+"""Runs of train.sft in worlds of several processes, forked from one process that has imported everything.
+
+    python -m tests.support.world_runs PLAN.json    # attempts one after the other; 1 as soon as one ends otherwise
+    python -m tests.support.world_runs --serve      # an attempt a line of standard input; see tests/support/worlds.py
+
+An `accelerate launch` spends most of a short test in imports, once in each process. Here each process of each run is
+forked after them, with the environment that `accelerate launch` itself would make. PLAN.json is a list of attempts:
+`accelerate` (name in configs/accelerate), `processes`, `flags`, `log`, `rows` (a folder: each process writes there
+which rows it trained in which step), `stop_at` (a signal comes to the last process in this step), `fault` (process,
+step, "die", "hang" or "stop", and where, if not in the step: "start", "data" or "save", where calls are counted),
+`slow` (process, seconds that each of its steps sleeps), `environment` (more variables), `code` (the exit code expected;
+else 0).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+CODES = "exit codes: "  # begins the answer to an attempt; the libraries print as well
+
+
+def main() -> int:
+    """Run the plan's attempts one after the other; 1 as soon as one does not end as it should."""
+    if sys.argv[1] == "--serve":
+        return serve()
+    plan = json.loads(Path(sys.argv[1]).read_text())
+    import_everything()
+    for number, attempt in enumerate(plan):
+        codes = run(attempt)
+        if any(code != attempt.get("code", 0) for code in codes):
+            print(f"attempt {number}: exit codes {codes}: {Path(attempt['log']).read_text()[-6000:]}")
+            return 1
+    return 0
+
+
+def serve() -> int:
+    """Run attempts as they come, until there are no more."""
+    import_everything()
+    for line in sys.stdin:
+        print(f"{CODES}{json.dumps(run(json.loads(line)))}", flush=True)
+    return 0
+
+
+def import_everything() -> None:
+    """What each process needs, so that it is forked with it."""
+    import datasets
+    import deepspeed
+    import peft
+    import transformers
+    import trl
+    from deepspeed.ops.op_builder.cpu.comm import ShareMemCommBuilder
+
+    import train.checkpoint.logging_sums
+    import train.loop.trainer
+    from train.run import compile_locks
+
+    compile_locks.remove_stale()
+    ShareMemCommBuilder().load(verbose=False)  # compiled once, before several processes want it
+    assert all((datasets, deepspeed, peft, transformers, trl, train.checkpoint.logging_sums, train.loop.trainer))
+
+
+def run(attempt: dict[str, Any]) -> list[int]:
+    """Start a world and wait for it; the exit codes. When a process fails the others are killed, as a launcher does."""
+    children = start_world(attempt)
+    codes: dict[int, int] = {}
+    while len(codes) < len(children):
+        child, status = os.waitpid(-1, 0)
+        codes[child] = os.waitstatus_to_exitcode(status)
+        if codes[child] not in (0, 9):
+            for other in set(children) - set(codes):
+                os.kill(other, signal.SIGKILL)
+    return [code for code in codes.values() if code not in (-signal.SIGKILL, 9)]  # 9: the fault
+
+
+def start_world(attempt: dict[str, Any]) -> list[int]:
+    """Fork the processes of an attempt; their ids."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    world = attempt["processes"]
+    environment = launch_environment(attempt["accelerate"], world)
+    sizes = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    children = []
+    for rank in range(world):
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            ranks = {**sizes, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1, "HF_HUB_OFFLINE": 1}
+            more = attempt.get("environment", {})
+            os.environ.update(environment | {key: str(value) for key, value in (ranks | more).items()})
+            run_and_exit(attempt, rank)
+        children.append(child)
+    return children
+
+
+def launch_environment(accelerate: str, processes: int) -> dict[str, str]:
+    """What `accelerate launch` hands to each process."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_simple_launcher_cmd_env
+
+    file = str(ROOT / "configs" / "accelerate" / f"{accelerate}.yaml")
+    words = ["--config_file", file, "--num_processes", str(processes), "--main_process_port", "0", "-m", "train.sft"]
+    arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    deepspeed = "zero" in accelerate
+    arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+    return (prepare_deepspeed_cmd_env if deepspeed else prepare_simple_launcher_cmd_env)(arguments)[1]
+
+
+def run_and_exit(attempt: dict[str, Any], rank: int) -> None:
+    """The forked process: it must never go on as its parent."""
+    code = 1
+    try:
+        out = os.open(attempt["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        _record(attempt, rank)
+        from train import sft
+
+        code = sft.main(attempt["flags"])
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _record(attempt: dict[str, Any], rank: int) -> None:
+    """Write down what is trained, and send the signal."""
+    from train.loop.trainer import PackedSFTTrainer
+
+    original = PackedSFTTrainer.training_step
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        step = self.state.global_step + 1
+        if attempt.get("rows"):
+            row = hashlib.sha256(inputs["input_ids"].numpy().tobytes()).hexdigest()
+            with (Path(attempt["rows"]) / f"process{rank}").open("a") as file:
+                file.write(f"{step} {row}\n")
+        if step == attempt.get("stop_at") and rank == attempt["processes"] - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        slow, seconds = attempt.get("slow", [None, 0])
+        time.sleep(seconds if slow == rank else 0)
+        return original(self, model, inputs, *args, **kwargs)
+
+    PackedSFTTrainer.training_step = training_step
+    if attempt.get("fault", [None])[0] == rank:
+        _break(*attempt["fault"][1:])
+
+
+def _break(call: int, kind: str, where: str = "step") -> None:
+    """Let this process die, hang or be stopped in its n-th call of a function."""
+    import train.loop.setup
+    from train.checkpoint.saving import Checkpointer
+    from train.loop.data import SourceCollator
+    from train.loop.trainer import PackedSFTTrainer
+
+    places = {
+        "start": (train.loop.setup, "_load_rows"),
+        "data": (SourceCollator, "__call__"),
+        "step": (PackedSFTTrainer, "training_step"),
+        "save": (Checkpointer, "save"),
+    }
+    owner, name = places[where]
+    original, calls = getattr(owner, name), []
+
+    def faulty(*args, **kwargs):
+        calls.append(name)
+        if (args[0].state.global_step + 1 if where == "step" else len(calls)) == call:
+            FAULTS[kind]()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, faulty)
+
+
+FAULTS = {
+    "die": lambda: os._exit(9),
+    "hang": lambda: time.sleep(600),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Worlds of training processes for tests, from one process that has imported everything: see world_runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import ROOT
+from tests.support.training import environment, kill
+from tests.support.world_runs import CODES
+
+
+class Worlds:
+    """Runs worlds one after the other. The process they are forked from is started at the first one."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, accelerate: str, config: Path, log: Path, *flags: str, processes: int = 2, **more: Any) -> list[int]:
+        """The exit codes of the processes of one world; its output goes into `log`, which begins anew.
+
+        Args:
+            more: see world_runs, such as `stop_at`.
+        """
+        log.unlink(missing_ok=True)
+        words = ["--config", str(config), *flags]
+        attempt = {"accelerate": accelerate, "processes": processes, "flags": words, "log": str(log), **more}
+        process = self._started()
+        assert process.stdin and process.stdout
+        process.stdin.write(json.dumps(attempt) + "\n")
+        process.stdin.flush()
+        for line in process.stdout:
+            if line.startswith(CODES):
+                return json.loads(line.removeprefix(CODES))
+        raise AssertionError(f"the process of the worlds has ended: {log.read_text()[-3000:] if log.exists() else ''}")
+
+    def train(self, accelerate: str, config: Path, log: Path, *flags: str, **more: Any) -> str:
+        """The output of a world that ends well."""
+        codes = self.run(accelerate, config, log, *flags, **more)
+        output = log.read_text()
+        assert set(codes) == {0}, output[-6000:]
+        return output
+
+    def close(self) -> None:
+        """End the process they are forked from."""
+        if self._process:
+            kill(self._process)
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.world_runs", "--serve"],
+                cwd=ROOT,
+                env=environment(PYTHONPATH=str(ROOT)),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        return self._process

@@ -1,0 +1,120 @@
+"""Layers that carry a state, on packed rows: as each document by itself, in logits and in gradients."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import HYBRIDS
+from train.model import documentwise
+from train.model.documentwise import Bounds, groups
+
+LENGTHS = [23, 64, 1, 9, 37, 9]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # many small products
+    yield
+    torch.set_num_threads(threads)
+
+
+def load(folder):
+    for attention in ("sdpa", "eager"):
+        try:
+            return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32)
+        except ValueError:  # a model without attention
+            continue
+    raise AssertionError
+
+
+def documents() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randint(4, 260, (n,), generator=generator) for n in LENGTHS]
+
+
+def packed(model, parts: list[torch.Tensor], **more) -> torch.Tensor:
+    """The logits of one packed row."""
+    ends = torch.tensor([0, *[len(part) for part in parts]]).cumsum(0).int()
+    numbers = torch.repeat_interleave(torch.arange(len(parts)), ends.diff())[None].int()
+    positions = torch.cat([torch.arange(len(part)) for part in parts])[None]
+    bounds = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "seq_idx": numbers}
+    longest = int(ends.diff().max())
+    more |= {"max_length_q": longest, "max_length_k": longest, "use_cache": False}
+    return model(input_ids=torch.cat(parts)[None], position_ids=positions, **bounds, **more).logits[0]
+
+
+def gradients(model, logits: torch.Tensor, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    (logits * torch.sin(torch.arange(logits.numel()).view_as(logits))).sum().backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("architecture", HYBRIDS)
+def test_packed_equals_separate(architecture, checkpointing, tiny_model_dir):
+    model = load(tiny_model_dir(architecture)).train()
+    parts = documents()
+    expected = torch.cat([model(input_ids=part[None], use_cache=False).logits[0] for part in parts])
+    wanted = gradients(model, expected, torch.cat(parts))
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert sum(documentwise.install(model).values()) >= 1
+    found = packed(model, parts)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+    got = gradients(model, found, torch.cat(parts))
+    assert got.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        assert (got[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, name
+
+
+@pytest.mark.parametrize("architecture", ["lfm2", "mamba2"])
+def test_generation_and_whole_rows_are_as_before(architecture, tiny_model_dir):
+    ids = torch.randint(4, 260, (2, 20), generator=torch.Generator().manual_seed(0))
+    found = []
+    for install in (False, True):
+        model = load(tiny_model_dir(architecture)).eval()
+        if install:
+            documentwise.install(model)
+            packed(model, documents())  # its bounds must not be those of what follows
+        with torch.no_grad():
+            answer = model.generate(ids, max_new_tokens=5, do_sample=False)
+            found.append((answer, model(input_ids=ids, use_cache=False).logits))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+def test_attention_models_have_nothing_to_install(tiny_model_dir):
+    for architecture in ("llama", "gemma3", "qwen3_moe"):
+        assert not documentwise.install(load(tiny_model_dir(architecture)))
+
+
+def test_a_second_installation_changes_nothing(tiny_model_dir):
+    model = load(tiny_model_dir("lfm2"))
+    first = documentwise.install(model)
+    forwards = [module.forward for module in documentwise.mixers(model).values()]
+    assert documentwise.install(model) == first
+    assert [module.forward for module in documentwise.mixers(model).values()] == forwards
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_hold_each_document_once_and_waste_little(seed):
+    chance = random.Random(seed)
+    lengths = [int(chance.lognormvariate(4, 1.5)) + 1 for _ in range(chance.randint(1, 200))]
+    found = groups(lengths, 0.25)
+    assert sorted(number for group in found for number in group) == list(range(len(lengths)))
+    for group in found:
+        padded = max(lengths[number] for number in group) * len(group)
+        assert 1 - sum(lengths[number] for number in group) / padded <= 0.25
+
+
+def test_the_index_pads_with_the_last_token():
+    bounds = Bounds()
+    bounds.set([2, 3])
+    ((index, inside),) = bounds.indices(torch.device("cpu"))
+    assert index.tolist() == [[2, 3, 4], [0, 1, 1]]
+    assert inside.tolist() == [[True, True, True], [True, True, False]]
+    assert bounds.indices(torch.device("cpu"))[0][0] is index  # once for all layers

@@ -1,0 +1,1 @@
+"""Looking at the nodes of a job."""

@@ -1,0 +1,1 @@
+"""Checkpoints: saving, publishing, resume, another world size. Imports no torch by itself."""

@@ -1,0 +1,271 @@
+"""Resume in another world size, or under another ZeRO stage: the same global batch, the states rearranged.
+
+The data position needs no conversion as long as a step takes as many rows as before: whatever the world size, step N
+takes rows N x batch to (N + 1) x batch of the epoch's order. Sharded optimizer states are brought into
+DeepSpeed's universal checkpoint, in a folder of its own next to the checkpoint, which is removed once it is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from train.checkpoint import folders
+from train.checkpoint.folders import Checkpoint
+from train.checkpoint.resume import named_checkpoint
+from train.config.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from train.checkpoint.trainer_type import CheckpointedTrainer
+
+log = logging.getLogger(__name__)
+
+_CONVERTIBLE = ("adamw_torch", "adamw_torch_fused", "adamw_apex_fused")  # those with exp_avg and exp_avg_sq
+_WHY = "a resume would train some documents twice and others never"
+
+
+def keep_global_batch(config: RunConfig, run_dir: Path, world_size: int) -> tuple[RunConfig, str | None]:
+    """The run config whose steps take as many rows as in the checkpoint to resume from, and what was changed.
+
+    Only gradient_accumulation_steps is changed. Reads only the checkpoint's marker: batch sizes are fixed before the
+    ranks join.
+
+    Raises:
+        ValueError: no accumulation makes it so; or the batch was changed in the run config.
+    """
+    found = _candidate(config, run_dir)
+    before = found.extra.get("rows_per_step") if found else None
+    batch, accumulation = config.value("per_device_train_batch_size"), config.value("gradient_accumulation_steps")
+    rows = world_size * batch * accumulation
+    if found is None or before is None or before == rows:
+        return config, None
+    now = f"{world_size} process(es) x {batch} row(s) x {accumulation} accumulated = {rows}"
+    problem = f"{found.path.name}: a step took {before} rows, here it would take {now}"
+    fits = _fitting_accumulation(problem, before, world_size, batch)
+    if found.world_size == world_size:
+        raise ValueError(f"{problem}: {_WHY}. Write gradient_accumulation_steps: {fits}")
+    changed = dataclasses.replace(config, sft={**config.sft, "gradient_accumulation_steps": fits})
+    return changed, (
+        f"{found.path.name} was written by {found.world_size} process(es), here are {world_size}: "
+        f"gradient_accumulation_steps is {fits} instead of {accumulation}, so that a step takes {before} rows as before"
+    )
+
+
+def _fitting_accumulation(problem: str, before: int, world_size: int, batch: int) -> int:
+    """The accumulation with which a step takes as many rows as before.
+
+    Raises:
+        ValueError: there is none; it begins with `problem`.
+    """
+    fits, rest = divmod(before, world_size * batch)
+    if not rest:
+        return fits
+    possible = [n for n in range(1, before // batch + 1) if before % (n * batch) == 0]
+    raise ValueError(
+        f"{problem}, and no accumulation makes {before} of {world_size} x {batch}: {_WHY}. With {batch} row(s) in each "
+        f"process {before} rows need one of {possible} processes; or choose another per_device_train_batch_size"
+    )
+
+
+def _candidate(config: RunConfig, run_dir: Path) -> Checkpoint | None:
+    if config.own.resume == "never":
+        return None
+    if named := named_checkpoint(config, run_dir):
+        return folders.read(named)
+    return folders.newest_complete(run_dir, lambda message: None)
+
+
+def kind_of_states(trainer: CheckpointedTrainer) -> dict[str, Any]:
+    """What a checkpoint's marker says about how its states are sharded."""
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    stage = plugin.deepspeed_config["zero_optimization"]["stage"] if plugin else None
+    engine = trainer.accelerator.distributed_type.value
+    engine = engine if engine in ("DEEPSPEED", "FSDP") else "plain"
+    return {
+        "engine": engine,
+        "zero_stage": stage,
+        "optim": str(getattr(trainer.args.optim, "value", trainer.args.optim)),
+    }
+
+
+@contextlib.contextmanager
+def resumable(found: Checkpoint, trainer: CheckpointedTrainer, config: RunConfig) -> Iterator[Path]:
+    """The folder that the trainer can go on from, while this is open: the checkpoint itself, or what was made of it.
+
+    Every process must call it.
+
+    Raises:
+        ValueError: the states cannot be rearranged for this launch.
+    """
+    here = kind_of_states(trainer)
+    before = {
+        "engine": found.extra.get("engine", here["engine"]),
+        "zero_stage": _stage_of(found, here["zero_stage"]),
+        "optim": found.extra.get("optim", here["optim"]),
+    }
+    same_world = found.world_size == trainer.args.world_size
+    _check_possible(found, before, here)
+    if not here["zero_stage"] or (same_world and before["zero_stage"] == here["zero_stage"]):
+        yield found.path
+        return
+    if config.own.reinitialize_optimizer:
+        from train.checkpoint.deepspeed_universal import weights_only
+
+        log.warning(f"{found.path.name}: reinitialize_optimizer: only weights are taken, optimizer states start fresh")
+        with weights_only():
+            yield _prepare(found, trainer, here["zero_stage"], convert=False)
+        return
+    _check_convertible(found, before["optim"], trainer.args.world_size)
+    log.info(
+        f"{found.path.name}: ZeRO-{before['zero_stage']} states of {found.world_size} process(es) are rearranged for "
+        f"ZeRO-{here['zero_stage']} and {trainer.args.world_size} process(es)"
+    )
+    from train.checkpoint.deepspeed_universal import loading_universal
+
+    folder = _prepare(found, trainer, here["zero_stage"], convert=True)
+    with loading_universal(trainer):
+        yield folder
+
+
+@contextlib.contextmanager
+def best_loadable(trainer: CheckpointedTrainer) -> Iterator[bool]:
+    """Whether the best checkpoint can be loaded while this is open. Every rank must call it.
+
+    Only weights are loaded from one that another world size has written; none from one of another ZeRO stage.
+    """
+    path = trainer.state.best_model_checkpoint
+    here = kind_of_states(trainer)
+    if not here["zero_stage"]:
+        yield True
+        return
+    assert path, "the Trainer loads a best checkpoint only where it has one"
+    found = folders.read(Path(path))
+    same_stage = _stage_of(found, here["zero_stage"]) == here["zero_stage"]
+    if same_stage and found.world_size == trainer.args.world_size:
+        yield True
+        return
+    if not same_stage:
+        log.warning(
+            f"the best checkpoint, {path}, is of another ZeRO stage and not loaded: the final model is that "
+            f"of the last step. The best one: python -m train.export --checkpoint {path}"
+        )
+        yield False
+        return
+    from train.checkpoint.deepspeed_universal import weights_only
+
+    with weights_only():
+        trainer.state.best_model_checkpoint = str(_prepare(found, trainer, here["zero_stage"], convert=False))
+        yield True
+    trainer.state.best_model_checkpoint = path
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.process_index == 0:
+        folders.clean(folders.run_dir_of(trainer.args), folders.UNIVERSAL)
+
+
+def _stage_of(found: Checkpoint, default: int | None) -> int | None:
+    if "zero_stage" in found.extra:
+        stage: int | None = found.extra["zero_stage"]
+        return stage
+    return default if any(name.startswith("global_step") for name in found.files) else None
+
+
+def _check_possible(found: Checkpoint, before: dict[str, Any], here: dict[str, Any]) -> None:
+    if bool(before["zero_stage"]) == bool(here["zero_stage"]) and before["engine"] == here["engine"]:
+        return
+    was, now = (f"ZeRO-{kind['zero_stage']}" if kind["zero_stage"] else kind["engine"] for kind in (before, here))
+    raise ValueError(
+        f"{found.path} was written with {was}, this launch has {now}: the optimizer states cannot be taken over. "
+        "Launch it as before, or make a model of it with train.export and begin a new run from that"
+    )
+
+
+def _check_convertible(found: Checkpoint, optim: str, world_size: int) -> None:
+    if optim in _CONVERTIBLE:
+        return
+    raise ValueError(
+        f"{found.path} was written by {found.world_size} process(es) with {optim}, this world has {world_size}: "
+        f"DeepSpeed can only rearrange the states of {', '.join(_CONVERTIBLE)}. Launch {found.world_size} process(es), "
+        "or write reinitialize_optimizer: true to go on with the weights and fresh optimizer states"
+    )
+
+
+def _prepare(found: Checkpoint, trainer: CheckpointedTrainer, stage: int, *, convert: bool) -> Path:
+    """Let rank 0 make the folder; the others wait without a time limit, since it may take long."""
+    from train.run.distributed import gather_problems
+
+    folder = folders.universal_folder(folders.run_dir_of(trainer.args), found.step)
+    if trainer.args.process_index == 0:
+        error = _make(found, folder, trainer.args.world_size, stage, convert)
+        if error:
+            shutil.rmtree(folder, ignore_errors=True)
+    else:
+        error = None
+        while not any((folder.parent / f"{folder.name}{end}").exists() for end in (".done", ".failed")):
+            time.sleep(0.2)
+    if errors := gather_problems([error] if error else []):
+        _remove_signs(folder, trainer)
+        raise ValueError(f"{found.path} cannot be rearranged for this launch: {errors[0]}")
+    _remove_signs(folder, trainer)
+    return folder
+
+
+def _remove_signs(folder: Path, trainer: CheckpointedTrainer) -> None:
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.process_index == 0:
+        for end in (".done", ".failed"):
+            (folder.parent / f"{folder.name}{end}").unlink(missing_ok=True)
+
+
+def _make(found: Checkpoint, folder: Path, world_size: int, stage: int, convert: bool) -> str | None:
+    """Fill the folder; what went wrong, if anything."""
+    from train.checkpoint.deepspeed_universal import complete_states, link_states
+
+    sign = ".failed"
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        _copy_small_files(found, folder, world_size)
+        source = next(p for p in found.path.iterdir() if p.name.startswith("global_step"))
+        if convert:
+            if error := _convert(source, folder / f"{source.name}_universal"):
+                return error
+            complete_states(source, folder / f"{source.name}_universal", stage)
+        else:
+            link_states(source, folder / source.name, world_size)
+            shutil.copyfile(found.path / "latest", folder / "latest")
+        sign = ".done"
+        return None
+    except OSError as error:
+        return str(error)
+    finally:
+        (folder.parent / f"{folder.name}{sign}").touch()
+
+
+def _copy_small_files(found: Checkpoint, folder: Path, world_size: int) -> None:
+    """Copy what the Trainer reads besides DeepSpeed's states. A rank that is new takes the random state of another."""
+    for file in found.path.iterdir():
+        if file.is_file() and file.suffix in (".json", ".pt") and not file.name.startswith("counters_"):
+            shutil.copyfile(file, folder / file.name)
+    for rank in range(world_size):
+        name = f"rng_state_{rank % found.world_size}.pth" if found.world_size > 1 else "rng_state.pth"
+        here = f"rng_state_{rank}.pth" if world_size > 1 else "rng_state.pth"
+        shutil.copyfile(found.path / name, folder / here)
+
+
+def _convert(source: Path, target: Path) -> str | None:
+    """Run DeepSpeed's own converter; the end of its output, if it failed."""
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(source), "--output_folder", str(target)]
+    needed = sum(f.stat().st_size for f in source.iterdir()) * 2  # fragments of the states, and the states
+    if (free := shutil.disk_usage(target.parent).free) < needed:
+        return f"about {needed / 2**30:.1f} GiB are needed for that in {target.parent}, {free / 2**30:.1f} GiB are free"
+    done = subprocess.run(command, capture_output=True, text=True)
+    return (done.stderr or done.stdout)[-2000:] if done.returncode else None

@@ -1,0 +1,1 @@
+"""Run configuration: the YAML file and flags, the libraries' options, what is refused, step arithmetic."""

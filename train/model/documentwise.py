@@ -1,0 +1,171 @@
+"""Layers that carry a state from token to token, on packed rows, exactly: each document becomes a row of its own.
+
+Linear attention, state spaces, recurrences and short convolutions are causal, so what stands to the right of a document
+changes nothing inside it. The documents of a packed row become the rows of a right-padded batch for that layer alone,
+those of like length together; attention and all other layers stay packed. No kernel has to know of packed rows, and
+nothing is approximated.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+WASTE = 0.25  # of a group's tokens, at most, are padding
+# Parameters that only such layers have: decays, time steps and gates of recurrences.
+_STATE_PARAMETERS = frozenset(
+    {"A_log", "A", "dt_bias", "time_decay", "time_first", "recurrent_param", "slope_rate", "igate_preact", "time_maa_k"}
+)
+# What describes the packed row as a whole. A layer that gets one document a row needs none of it.
+_PACKED_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "cu_seqlens")
+_MASKS = ("attention_mask", "mask", "linear_attn_mask", "mamba_mask", "padding_mask")
+
+
+@dataclass
+class Bounds:
+    """Where the documents of the rows in the forward pass lie.
+
+    Attributes:
+        lengths: of the documents of the one packed row; None where rows are whole documents.
+    """
+
+    lengths: list[int] | None = None
+    _indices: dict[torch.device, list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=dict)
+
+    def set(self, lengths: list[int] | None) -> None:
+        """For the forward pass that begins, and for what gradient checkpointing computes again of it."""
+        self.lengths = lengths
+        self._indices = {}
+
+    def indices(self, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """For each group of documents (documents, longest) the tokens' places in the row, and which are no padding.
+        Made once for all layers."""
+        if device not in self._indices:
+            assert self.lengths is not None
+            self._indices[device] = [_index(self.lengths, group, device) for group in groups(self.lengths)]
+        return self._indices[device]
+
+
+def groups(lengths: list[int], waste: float = WASTE) -> list[list[int]]:
+    """Documents' numbers, longest first, so grouped that padding a group to its longest wastes at most `waste`."""
+    found: list[list[int]] = []
+    tokens = 0
+    for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        size = lengths[found[-1][0]] * (len(found[-1]) + 1) if found else 0
+        if not found or tokens + lengths[number] < (1 - waste) * size:
+            found.append([])
+            tokens = 0
+        found[-1].append(number)
+        tokens += lengths[number]
+    return found
+
+
+def _index(lengths: list[int], group: list[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
+    at, own = torch.arange(lengths[group[0]]), torch.tensor([lengths[i] for i in group])[:, None]
+    index = starts[group][:, None] + torch.minimum(at, own - 1)  # padding: the last token again
+    return index.to(device, non_blocking=True), (at < own).to(device, non_blocking=True)
+
+
+def is_stateful(module: torch.nn.Module) -> bool:
+    """Whether a module itself, not one inside it, mixes tokens otherwise than by attention."""
+    if isinstance(module, torch.nn.Conv1d | torch.nn.Embedding | torch.nn.Linear):
+        return False
+    if hasattr(module, "num_key_value_groups"):  # attention, whatever else it has: its mask does the work
+        return False
+    convolves = any(_mixes_time(child) for child in module.children())
+    own = {name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
+    return convolves or bool(own & _STATE_PARAMETERS)
+
+
+def _mixes_time(child: torch.nn.Module) -> bool:
+    """A convolution over more than one token."""
+    kernel = getattr(child, "kernel_size", None)
+    is_short = isinstance(child, torch.nn.Conv1d) or "ShortConvolution" in type(child).__name__
+    return is_short and kernel is not None and torch.Size(kernel if isinstance(kernel, tuple) else (kernel,)) != (1,)
+
+
+def mixers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The outermost stateful modules, by name."""
+    found: dict[str, torch.nn.Module] = {}
+    for name, module in model.named_modules():
+        if is_stateful(module) and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = module
+    return found
+
+
+def install(model: torch.nn.Module) -> Counter[str]:
+    """Let each stateful layer see one document a row. A second time it changes nothing.
+
+    Args:
+        model: called with `cu_seq_lens_q`, (documents + 1,).
+
+    Returns:
+        How many layers of each class.
+    """
+    found = mixers(model)
+    if found and not hasattr(model, "_document_bounds"):
+        model._document_bounds = bounds = Bounds()  # type: ignore[assignment]
+        model.register_forward_pre_hook(functools.partial(_remember, bounds), with_kwargs=True)
+        for module in found.values():
+            module.forward = _documentwise(module.forward, bounds)
+    return Counter(type(module).__name__ for module in found.values())
+
+
+def _remember(bounds: Bounds, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    ends = kwargs.get("cu_seq_lens_q")
+    bounds.set(None if ends is None else ends.diff().tolist())
+
+
+def _documentwise(forward: Callable[..., Any], bounds: Bounds) -> Callable[..., Any]:
+    signature = inspect.signature(forward)
+    hidden = next(iter(signature.parameters))
+
+    @torch.compiler.disable
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if bounds.lengths is None:
+            return forward(*args, **kwargs)
+        given = _arguments(signature, args, kwargs)
+        states = given.pop(hidden)
+        shape = states.shape[:2]
+        tokens = states.flatten(0, 1)
+        out, rest = None, ()
+        for index, inside in bounds.indices(states.device):
+            chosen = {name: _rows(value, shape, index) for name, value in given.items()}
+            result = forward(**{hidden: tokens[index]}, **chosen)
+            values, rest = (result[0], result[1:]) if isinstance(result, tuple) else (result, ())
+            if out is None:
+                out = values.new_zeros(len(tokens), *values.shape[2:])
+            out = out.index_put((index[inside],), values[inside])
+        assert out is not None
+        out = out.unflatten(0, shape)
+        return (out, *rest) if isinstance(result, tuple) else out
+
+    return run
+
+
+def _arguments(signature: inspect.Signature, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments by name, without masks and what describes the packed row."""
+    bound = signature.bind_partial(*args, **kwargs).arguments
+    var_keyword = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    given = {**bound, **bound.pop(var_keyword, {})} if var_keyword else dict(bound)
+    for name in _MASKS:
+        if name in given:
+            given[name] = None
+    return {name: value for name, value in given.items() if name not in _PACKED_ARGUMENTS}
+
+
+def _rows(value: Any, shape: torch.Size, index: torch.Tensor) -> Any:
+    """The documents' part of an argument that has a value for each token, such as positions or rotary embeddings."""
+    if isinstance(value, tuple):
+        return tuple(_rows(part, shape, index) for part in value)
+    if isinstance(value, torch.Tensor) and value.shape[:2] == shape:
+        return value.flatten(0, 1)[index]
+    return value

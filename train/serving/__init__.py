@@ -1,0 +1,1 @@
+"""What leaves training: exported weights and tokenizer, and a model that answers."""
