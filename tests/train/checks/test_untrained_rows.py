@@ -231,7 +231,7 @@ class TestRun:
         weights = load_file(folder / "model.safetensors")
         weights[HEAD][END] = 0
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
-        monkeypatch.setattr("train.preflight.check_rows", lambda *_: ([], []))  # as where it is not here yet
+        monkeypatch.setattr("train.preflight._check_rows", lambda *_: None)  # as where it is not here yet
         monkeypatch.setattr("train.run.run_record.base_model_of", lambda _: None)
         options = {"data": str(shards), "model_name_or_path": str(folder), "output_dir": str(tmp_path / "run")}
         options |= {"use_peft": True, "lora_target_modules": ["q_proj"], "expected_world_size": 1}
