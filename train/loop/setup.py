@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer, EarlyStoppingCallback, PrinterCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import get_peft_config, get_quantization_config
 
 from data_prep.shards import TOKENIZER_DIR, Manifest
@@ -98,6 +99,8 @@ def _install_documentwise(model: Any) -> None:
     if found := documentwise.install(model):
         layers = ", ".join(f"{number} {name}" for name, number in found.items())
         log.info(f"layers that carry a state see each document as a row of its own: {layers}")
+        if is_deepspeed_zero3_enabled():
+            documentwise.fix_calls(model)
 
 
 def _load_rows(config: RunConfig, args: SFTConfig, manifest: Manifest) -> tuple[Dataset, Dataset | None]:

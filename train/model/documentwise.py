@@ -13,11 +13,13 @@ import inspect
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-WASTE = 0.25  # of a group's tokens, at most, are padding
+WASTE = 0.25  # of a group's tokens, at most, are padding; more where the number of calls is fixed
+CALLS = 8  # of a layer in each forward pass, where it may not depend on the row
+_DUMMY_TOKENS = 64
 # Parameters that only such layers have: decays, time steps and gates of recurrences.
 _STATE_PARAMETERS = frozenset(
     {"A_log", "A", "dt_bias", "time_decay", "time_first", "recurrent_param", "slope_rate", "igate_preact", "time_maa_k"}
@@ -27,28 +29,46 @@ _PACKED_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_leng
 _MASKS = ("attention_mask", "mask", "linear_attn_mask", "mamba_mask", "padding_mask")
 
 
+class Group(NamedTuple):
+    """Documents that are the rows of one call of a layer.
+
+    Attributes:
+        rows: (documents, longest), the tokens' places in the packed row; padding is the last token again.
+        kept: (tokens,), which of the flattened rows are no padding.
+        places: (tokens,), of these in the packed row.
+    """
+
+    rows: torch.Tensor
+    kept: torch.Tensor
+    places: torch.Tensor
+
+
 @dataclass
 class Bounds:
     """Where the documents of the rows in the forward pass lie.
 
     Attributes:
         lengths: of the documents of the one packed row; None where rows are whole documents.
+        calls: how often a layer runs in each forward pass; None: as often as it takes.
     """
 
     lengths: list[int] | None = None
-    _indices: dict[torch.device, list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=dict)
+    calls: int | None = None
+    _indices: dict[torch.device, list[Group]] = field(default_factory=dict)
 
     def set(self, lengths: list[int] | None) -> None:
         """For the forward pass that begins, and for what gradient checkpointing computes again of it."""
         self.lengths = lengths
         self._indices = {}
 
-    def indices(self, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """For each group of documents (documents, longest) the tokens' places in the row, and which are no padding.
-        Made once for all layers."""
+    def indices(self, device: torch.device) -> list[Group]:
+        """The groups of documents; made once for all layers."""
         if device not in self._indices:
             assert self.lengths is not None
-            self._indices[device] = [_index(self.lengths, group, device) for group in groups(self.lengths)]
+            found = groups(self.lengths) if self.calls is None else few_groups(self.lengths, self.calls)
+            made = [_group(self.lengths, group) for group in found]
+            made += [_dummy(self.lengths)] * ((self.calls or 0) - len(made))
+            self._indices[device] = [Group(*(part.to(device, non_blocking=True) for part in one)) for one in made]
         return self._indices[device]
 
 
@@ -66,11 +86,26 @@ def groups(lengths: list[int], waste: float = WASTE) -> list[list[int]]:
     return found
 
 
-def _index(lengths: list[int], group: list[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def few_groups(lengths: list[int], most: int) -> list[list[int]]:
+    """At most so many groups, of the least waste in steps of 5 %."""
+    tried = (groups(lengths, percent / 100) for percent in range(int(100 * WASTE), 101, 5))  # 1: all in one group
+    return next(found for found in tried if len(found) <= most)
+
+
+def _group(lengths: list[int], group: list[int]) -> Group:
     starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
     at, own = torch.arange(lengths[group[0]]), torch.tensor([lengths[i] for i in group])[:, None]
-    index = starts[group][:, None] + torch.minimum(at, own - 1)  # padding: the last token again
-    return index.to(device, non_blocking=True), (at < own).to(device, non_blocking=True)
+    rows = starts[group][:, None] + torch.minimum(at, own - 1)
+    kept = (at < own).flatten().nonzero()[:, 0]
+    return Group(rows, kept, rows.flatten()[kept])
+
+
+def _dummy(lengths: list[int]) -> Group:
+    """A call whose results are not used."""
+    shortest = min(range(len(lengths)), key=lengths.__getitem__)
+    start, tokens = sum(lengths[:shortest]), min(lengths[shortest], _DUMMY_TOKENS)
+    none = torch.zeros(0, dtype=torch.long)
+    return Group(torch.arange(start, start + tokens)[None], none, none)
 
 
 def is_stateful(module: torch.nn.Module) -> bool:
@@ -118,6 +153,13 @@ def install(model: torch.nn.Module) -> Counter[str]:
     return Counter(type(module).__name__ for module in found.values())
 
 
+def fix_calls(model: torch.nn.Module) -> None:
+    """Let each stateful layer run equally often for every row: under ZeRO-3 each call of a module inside it gathers
+    weights, and processes whose rows took different numbers of calls would wait for each other for ever."""
+    if hasattr(model, "_document_bounds"):
+        model._document_bounds.calls = CALLS  # type: ignore[union-attr]
+
+
 def _remember(bounds: Bounds, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     ends = kwargs.get("cu_seq_lens_q")
     bounds.set(None if ends is None else ends.diff().tolist())
@@ -137,13 +179,13 @@ def _documentwise(forward: Callable[..., Any], bounds: Bounds) -> Callable[..., 
         shape = states.shape[:2]
         tokens = states.flatten(0, 1)
         out, rest = None, ()
-        for index, inside in bounds.indices(states.device):
-            chosen = {name: _rows(value, shape, index) for name, value in given.items()}
-            result = forward(**{hidden: tokens[index]}, **chosen)
+        for group in bounds.indices(states.device):
+            chosen = {name: _rows(value, shape, group.rows) for name, value in given.items()}
+            result = forward(**{hidden: tokens[group.rows]}, **chosen)
             values, rest = (result[0], result[1:]) if isinstance(result, tuple) else (result, ())
             if out is None:
                 out = values.new_zeros(len(tokens), *values.shape[2:])
-            out = out.index_put((index[inside],), values[inside])
+            out = out.index_put((group.places,), values.flatten(0, 1)[group.kept])
         assert out is not None
         out = out.unflatten(0, shape)
         return (out, *rest) if isinstance(result, tuple) else out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -114,7 +115,50 @@ def test_groups_hold_each_document_once_and_waste_little(seed):
 def test_the_index_pads_with_the_last_token():
     bounds = Bounds()
     bounds.set([2, 3])
-    ((index, inside),) = bounds.indices(torch.device("cpu"))
-    assert index.tolist() == [[2, 3, 4], [0, 1, 1]]
-    assert inside.tolist() == [[True, True, True], [True, True, False]]
-    assert bounds.indices(torch.device("cpu"))[0][0] is index  # once for all layers
+    (group,) = bounds.indices(torch.device("cpu"))
+    assert group.rows.tolist() == [[2, 3, 4], [0, 1, 1]]
+    assert group.kept.tolist() == [0, 1, 2, 3, 4]
+    assert group.places.tolist() == [2, 3, 4, 0, 1]
+    assert bounds.indices(torch.device("cpu"))[0] is group  # once for all layers
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_fixed_calls_are_as_many_for_every_row(seed):
+    """Under ZeRO-3 processes that called a layer more or less often than others would wait for ever."""
+    chance = random.Random(seed)
+    bounds = Bounds(calls=8)
+    bounds.set([int(chance.lognormvariate(4, 2)) + 1 for _ in range(chance.randint(1, 300))])
+    found = bounds.indices(torch.device("cpu"))
+    assert len(found) == 8
+    assert sorted(torch.cat([group.places for group in found]).tolist()) == list(range(sum(bounds.lengths)))
+    assert sum(group.rows.numel() for group in found) <= 2 * sum(bounds.lengths) + 8 * 64
+
+
+@pytest.mark.parametrize("architecture", ["lfm2", "qwen3_5_text"])
+def test_fixed_calls_change_no_logit_and_no_gradient(architecture, tiny_model_dir):
+    """Calls whose results are not used among them."""
+    free, fixed = load(tiny_model_dir(architecture)), load(tiny_model_dir(architecture))
+    called = count_calls(fixed)
+    for model in (free, fixed):
+        documentwise.install(model)
+    documentwise.fix_calls(fixed)
+    parts = documents()
+    logits = [packed(model, parts) for model in (free, fixed)]
+    assert set(called.values()) == {documentwise.CALLS}
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-5, atol=1e-6)
+    expected, got = (
+        gradients(model, found, torch.cat(parts)) for model, found in zip((free, fixed), logits, strict=True)
+    )
+    assert got.keys() == expected.keys()
+    for name, gradient in got.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def count_calls(model) -> Counter[str]:
+    """How often the projections within stateful layers run."""
+    calls: Counter[str] = Counter()
+    for outer, layer in documentwise.mixers(model).items():
+        for name, child in layer.named_modules():
+            if isinstance(child, torch.nn.Linear):
+                child.register_forward_hook(lambda *_, called=f"{outer}.{name}": calls.update([called]))
+    return calls
