@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -136,7 +137,9 @@ def test_a_job_goes_on_after_a_power_failure_of_a_node(first, cluster, project, 
     log = read_log(job)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log
     assert "attempt 1" in log and (project / "runs/stub/complete.json").exists()
-    assert first == "slurm" or log.index("failed with exit code 1") < log.index("DUE TO NODE FAILURE"), log
+    # The signal may come while the interpreter, whose all-reduce has failed, ends.
+    noticed = re.search("failed with exit code 1|was ended by SIGUSR1", log)
+    assert first == "slurm" or (noticed and noticed.start() < log.index("DUE TO NODE FAILURE")), log
     assert [int(line) for line in (project / "runs/stub/steps.log").read_text().split()][-150:] == list(range(1, 151))
 
 
