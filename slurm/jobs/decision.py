@@ -38,6 +38,9 @@ class Facts(NamedTuple):
     restarts_left: int = 1
     failures_left: int = 0  # further failures in a row without a new checkpoint that are outlived
     progress: bool = False  # the attempt has left a new checkpoint
+    stale: bool = (
+        False  # SLURM has restarted this job a moment ago: it may deliver an earlier step's signals to this one
+    )
     spare: bool = False  # this attempt has lost nodes, and enough are left in the allocation
     others: bool = False  # the partition has enough nodes without the excluded ones
 
@@ -83,6 +86,12 @@ TABLE = (
         Follows(
             END, PREEMPTED_CODE, "this was the last job of the chain (PACKHAUL_CHAIN): submit the same command again"
         ),
+    ),
+    (
+        STOPPED,
+        (),
+        lambda facts: facts.stale and not facts.asked and _may_requeue(facts),
+        Follows(REQUEUE, 0, "requeued, as the signal may have been meant for the attempt before"),
     ),
     (
         STOPPED,

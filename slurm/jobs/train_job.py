@@ -11,12 +11,17 @@ goes on by itself; else a failure.
 
 import json
 import os
+import time
 
 from slurm.jobs import answers, chain, decision, environment, launching, site, submission, world
 from slurm.jobs.attempt import Attempt, Folders
 from slurm.jobs.checked_here import DESCRIBE
 from slurm.jobs.decision import AGAIN, REQUEUE
 from slurm.jobs.words import Refusal, say
+
+_LATE_SIGNALS = (
+    180  # seconds after a restart in which SLURM may deliver a signal for the attempt before: it tries for long
+)
 
 
 def main(words):
@@ -99,6 +104,7 @@ class _Going:
     def __init__(self, here, job, folders, signals):
         self.here, self.job, self.folders, self.signals = here, job, folders, signals
         self.excluded = []
+        self._began = time.monotonic()
         self._failures = 0  # in a row, without a new checkpoint
         self.ports_lost = 0
 
@@ -126,6 +132,7 @@ class _Going:
             restarts_left=self.here.number("MAX_RESTARTS") - self.job.restarts,
             failures_left=self.here.number("MAX_FAILURES") - 1 - self._failures,
             progress=attempt.progress,
+            stale=self.job.restarts > 0 and time.monotonic() - self._began < _LATE_SIGNALS,
             spare=bool(attempt.lost) and len(self.fit_nodes()) >= self.here.number("NODES"),
             others=self._others(),
         )

@@ -135,7 +135,8 @@ def test_a_job_goes_on_after_a_power_failure_of_a_node(first, cluster, project, 
     cluster.start_node(2)
     job = cluster.wait(job_id, timeout=150)
     log = read_log(job)
-    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log
+    # SLURM may deliver the signal once more, to the step of the next attempt, which has the same name.
+    assert job["JobState"] == "COMPLETED" and job["Restarts"] in ("1", "2"), log
     assert "attempt 1" in log and (project / "runs/stub/complete.json").exists()
     # The signal may come while the interpreter, whose all-reduce has failed, ends.
     noticed = re.search("failed with exit code 1|was ended by SIGUSR1", log)

@@ -81,6 +81,10 @@ def test_the_patience_of_slurm():
         (Facts(SAVED, asked=True), REQUEUE, 0),
         (Facts(SAVED, PREEMPTED), REQUEUE, 0),
         (Facts(SAVED), END, 85),  # a signal to the training alone
+        (Facts(SAVED, stale=True), REQUEUE, 0),
+        (Facts(SAVED, stale=True, restarts_left=0), END, 85),
+        (Facts(SAVED, CANCELLED, stale=True), END, 85),
+        (Facts(SAVED, stale=True, chain=True), END, 0),
         (Facts(SAVED, RESTARTS, asked=True), END, 0),
         (Facts(SAVED, CANCELLED, asked=True), END, 85),
         (Facts(SAVED, asked=True, restarts_left=0), END, 85),
@@ -158,7 +162,7 @@ STATES = [RUNS, RESTARTS, CANCELLED, GAVE_UP, PREEMPTED]
 
 
 def test_the_table_has_a_line_for_everything():
-    flags = ("asked", "batch", "chain", "last_of_chain", "progress", "spare", "others")
+    flags = ("asked", "batch", "chain", "last_of_chain", "progress", "stale", "spare", "others")
     for ended, slurm in itertools.product(ENDED, STATES):
         for values in itertools.product((False, True), repeat=len(flags)):
             for left in (0, 1):
@@ -178,7 +182,7 @@ def test_the_table_has_a_line_for_everything():
 
 
 def test_every_line_of_the_table_is_reached():
-    flags = ("asked", "batch", "chain", "last_of_chain", "progress", "spare", "others")
+    flags = ("asked", "batch", "chain", "last_of_chain", "progress", "stale", "spare", "others")
     reached = set()
     for ended, slurm, left in itertools.product(ENDED, STATES, (0, 1)):
         for values in itertools.product((False, True), repeat=len(flags)):
