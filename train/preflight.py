@@ -111,7 +111,9 @@ def _compare_targets(config: RunConfig, report: Report) -> None:
     from train.model.lora_targets import check_targets
 
     try:
-        check_targets(config)
+        if reach := check_targets(config):
+            report.summary.append(f"LoRA         {reach}")
+            report.notes += reach.notes()
     except ValueError as error:
         report.problems.append(str(error))
     except OSError as error:

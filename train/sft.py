@@ -132,8 +132,9 @@ def _train(config: RunConfig, signals: Signals, held: ExitStack) -> bool:
 
     run_dir = Path(config.sft["output_dir"])
     config, note = keep_global_batch(config, run_dir, int(os.environ.get("WORLD_SIZE", "1")))
+    reach = None
     with suppress(OSError):  # whoever loads the model says what it lacks
-        check_targets(config)
+        reach = check_targets(config)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         quiet.silence_deepspeed()
     watchdog.part("joining the world")
@@ -146,8 +147,8 @@ def _train(config: RunConfig, signals: Signals, held: ExitStack) -> bool:
     total_steps = steps_in_all(an_epoch, args.max_steps, args.num_train_epochs)
     record, done = _start_record(run_dir, config, args, total_steps, held)
     run_record.use_wandb_id(record, run_dir)
-    if note:
-        log.info(note)
+    for line in (*([note] if note else ()), *([f"LoRA {reach}", *reach.notes()] if reach else ())):
+        log.info(line)
     if done is not None:
         log.info(f"finished before, after {done} steps: {run_dir}. To go on, give more num_train_epochs or max_steps")
         return False

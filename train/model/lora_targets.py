@@ -18,25 +18,34 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from trl import ModelConfig
 
+    from train.model.lora_reach import Reach
+
 ALL_LINEAR = "all-linear"
 
 
-def check_targets(config: RunConfig) -> None:
+def check_targets(config: RunConfig) -> Reach | None:
     """Refuse targets that the model does not have. Takes the time of the libraries' import, and no weights.
+
+    Returns:
+        What the adapters change; None without adapters.
 
     Raises:
         ValueError: a name is found nowhere in the model, with the nearest ones; or none is given, and peft has no
-            default for this architecture.
+            default for this architecture; or it is one of experts that these adapters cannot change.
         OSError: the model's config cannot be loaded.
     """
     if not config.value("use_peft"):
-        return
+        return None
     from trl import get_peft_config
+
+    from train.model import lora_reach
 
     model_config = build_model_config(config)
     adapters: Any = get_peft_config(model_config)  # a LoraConfig: TRL makes no other
-    if problems := list(missing(adapters, skeleton(model_config, bool(config.value("trust_remote_code"))))):
+    model = skeleton(model_config, bool(config.value("trust_remote_code")))
+    if problems := list(missing(adapters, model)):
         raise ValueError("\n- ".join(problems))
+    return lora_reach.check(adapters, model)
 
 
 def skeleton(model_config: ModelConfig, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -75,7 +84,7 @@ def missing(adapters: LoraConfig, model: PreTrainedModel) -> Iterator[str]:
     experts = _reached_as_experts(adapters, model)
     for target in _listed(adapters.target_modules):
         if not _is_found(target, modules) and target not in experts:
-            yield _describe("lora_target_modules", target, modules)
+            yield _describe_parameter(target, parameters) or _describe("lora_target_modules", target, modules)
         yield from _no_layers(target, modules)
     for target in _listed(adapters.target_parameters):
         if not _is_found(target, parameters):
@@ -126,6 +135,14 @@ def _no_layers(target: str, modules: dict[str, Any]) -> Iterator[str]:
             kind = type(module).__name__
             yield f"lora_target_modules: {target!r} is a {kind}, not a layer that LoRA adapts: {instead}"
             return
+
+
+def _describe_parameter(target: str, parameters: list[str]) -> str | None:
+    """Experts lie in parameters, which peft reaches by another option."""
+    found = sorted({".".join(name.split(".")[-3:]) for name in parameters if _is_found(target, [name])})
+    if not found:
+        return None
+    return f"lora_target_modules: {target!r} is a parameter, not a layer: write lora_target_parameters: {found}"
 
 
 def _describe(option: str, target: str, names: Iterable[str]) -> str:
