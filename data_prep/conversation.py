@@ -70,6 +70,7 @@ class Conversation:
     row: int  # 0-based row number within the source
     tools: tuple[dict[str, Any], ...] = ()  # JSON schemas of the functions that the model may call
     is_text: bool = False  # a plain text, which is the content of the only message: no chat template is applied
+    is_prompted: bool = False  # the last answer stands after what a server would prompt it with, and alone is trained
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """The messages in the form that chat templates take."""

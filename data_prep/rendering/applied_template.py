@@ -13,7 +13,7 @@ from data_prep.tokenization.encoded_text import Span
 # never changes: what Llama's own templates print where they are not given one.
 _TODAY = date(2024, 7, 26)
 _PLAIN_KEYS = {"role", "content"}
-_THINKS_NOT = {"enable_thinking": False, "thinking": False}  # the names that templates have for it
+_THINKS = ("enable_thinking", "thinking")  # the names that templates have for it
 
 
 class AppliedTemplate:
@@ -33,10 +33,10 @@ class AppliedTemplate:
         *,
         with_spans: bool = False,
         prompt: bool = False,
-        thinks: bool = True,
+        thinks: bool | None = None,
     ) -> tuple[str, list[Span]]:
-        """The text, with the generation prompt if `prompt`, and the marked spans if `with_spans`. Unless `thinks`, the
-        prompt is that of a model that shall not think, where the template knows one.
+        """The text, with the generation prompt if `prompt`, and the marked spans if `with_spans`. With `thinks`, the
+        prompt is that of a model that shall think, or shall not, where the template knows one.
 
         Raises:
             BadRow: "template_refused".
@@ -46,7 +46,7 @@ class AppliedTemplate:
         try:
             compiled = library._compile_jinja_template(self._template.text)  # kept by the library
             compiled.globals["strftime_now"] = _TODAY.strftime
-            if with_spans and thinks and not tools and all(m.keys() == _PLAIN_KEYS for m in messages):
+            if with_spans and thinks is None and not tools and all(m.keys() == _PLAIN_KEYS for m in messages):
                 return self._apply_plain(compiled, messages, prompt)
             rendered: Any = library.render_jinja_template(
                 [messages],
@@ -54,7 +54,7 @@ class AppliedTemplate:
                 chat_template=self._template.text,
                 return_assistant_tokens_mask=with_spans,
                 add_generation_prompt=prompt,
-                **(self._arguments if thinks else self._arguments | _THINKS_NOT),
+                **(self._arguments if thinks is None else self._arguments | dict.fromkeys(_THINKS, thinks)),
             )
         except Exception as error:  # a template may do what raises anything, such as adding text to an object
             raise BadRow("template_refused", f"the chat template raises {type(error).__name__}: {error}") from None
@@ -67,26 +67,81 @@ class AppliedTemplate:
 
         return library._render_with_assistant_indices(compiled, messages, None, None, prompt, **self._arguments)
 
-    def answers(self, messages: list[dict[str, Any]], tools: list[Any] | None = None) -> tuple[str, list[Span]]:
+    def answers(
+        self, messages: list[dict[str, Any]], tools: list[Any] | None = None, thinks: bool | None = None
+    ) -> tuple[str, list[Span]]:
         """The text, and the spans of the assistant's turns, marked or derived from prefixes.
+
+        Args:
+            thinks: whether the model is asked to think; None: as the template has it.
 
         Raises:
             BadRow: the template refuses the messages, or renders a turn differently once later ones follow.
         """
         if not self._template.has_marks:
-            return self._derive(messages, tools)
-        text, marked = self(messages, tools, with_spans=True)
+            return self._derive(messages, tools, thinks)
+        text, marked = self(messages, tools, with_spans=True, thinks=thinks)
         return text, _merge_adjacent(marked)
 
-    def _derive(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> tuple[str, list[Span]]:
+    def prompted(
+        self, messages: list[dict[str, Any]], tools: list[Any] | None = None, thinks: bool | None = None
+    ) -> tuple[str, list[Span]]:
+        """The prompt of a server for the last turn, and that turn; the spans of all turns of the assistant.
+
+        Args:
+            thinks: see `answers`.
+
+        Raises:
+            BadRow: "template_not_prefix": where the turn begins cannot be told.
+        """
+        *before, last = messages
+        prompt, context = self._context(before, tools, thinks)
+        answer = self._answer_after(prompt, before, last, tools, thinks)
+        return prompt + answer, [*context, (len(prompt), len(prompt) + len(answer))]
+
+    def _context(
+        self, messages: list[dict[str, Any]], tools: list[Any] | None, thinks: bool | None
+    ) -> tuple[str, list[Span]]:
+        """The prompt, and where the assistant's earlier turns are in it."""
+        prompt, marked = self(messages, tools, with_spans=self._template.has_marks, prompt=True, thinks=thinks)
+        spans = _merge_adjacent(marked) if self._template.has_marks else _between_others(messages, prompt)
+        return prompt, spans
+
+    def _answer_after(
+        self,
+        prompt: str,
+        before: list[dict[str, Any]],
+        last: dict[str, Any],
+        tools: list[Any] | None,
+        thinks: bool | None,
+    ) -> str:
+        """What the model says after the prompt, also where the template prints the turns before otherwise by then."""
+        text, marked = self([*before, last], tools, with_spans=self._template.has_marks, thinks=thinks)
+        bare, _ = self(before, tools, thinks=thinks)
+        cue = prompt[len(bare) :] if prompt.startswith(bare) else ""
+        if text.startswith(prompt) and cue:
+            return text[len(prompt) :]
+        start, end = _merge_adjacent(marked)[-1] if marked else (0, 0)
+        start -= len(cue) if text[:start].endswith(cue) else 0
+        if cue and text.startswith(cue, start):
+            return text[start + len(cue) : end]
+        raise BadRow(
+            "template_not_prefix",
+            f"the template prints turn {len(before)} otherwise than after its own generation prompt, so what to train "
+            "cannot be derived: use a built-in template, or put {% generation %} marks into a .jinja file",
+        )
+
+    def _derive(
+        self, messages: list[dict[str, Any]], tools: list[Any] | None, thinks: bool | None
+    ) -> tuple[str, list[Span]]:
         """Spans of a template without marks: what a turn adds after its generation prompt."""
-        text, _ = self(messages, tools)
+        text, _ = self(messages, tools, thinks=thinks)
         spans = []
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            until, _ = self(messages[: i + 1], tools)
-            prompts = (self(messages[:i], tools, prompt=True, thinks=thinks)[0] for thinks in (True, False))
+            until, _ = self(messages[: i + 1], tools, thinks=thinks)
+            prompts = (self(messages[:i], tools, prompt=True, thinks=asked)[0] for asked in (thinks, False))
             prompt = next((prompt for prompt in prompts if until.startswith(prompt)), None)
             if prompt is None or not text.startswith(until):
                 raise BadRow(
@@ -96,6 +151,27 @@ class AppliedTemplate:
                 )
             spans.append((len(prompt), len(until)))
         return text, spans
+
+
+def _between_others(messages: list[dict[str, Any]], text: str) -> list[Span]:
+    """About where the assistant's turns are: from the end of the content before each to the start of the next one.
+
+    Raises:
+        BadRow: "left_out_by_template": another content is not there.
+    """
+    spans: list[Span] = []
+    contents = [message["content"].strip() for message in messages]
+    at = 0
+    for message, content, following in zip(messages, contents, [*contents[1:], None], strict=True):
+        if message["role"] == "assistant":
+            end = len(text) if following is None else max(at, text.find(following, at))
+            spans.append((at, end))
+            at = end
+        elif message["role"] != "system":  # templates print it anywhere
+            if (found := text.find(content, at)) < 0:
+                raise BadRow("left_out_by_template", f"the chat template leaves out or changes {content[:60]!r}")
+            at = found + len(content)
+    return spans
 
 
 def _merge_adjacent(spans: list[Span]) -> list[Span]:

@@ -23,15 +23,15 @@ class EmptyBlock:
     Args:
         opening, closing: what stands before and after reasoning, without white space around it. Opening may be empty,
             where the marks begin after it.
-        blanks: what separates the block from the answer.
+        blanks: what separates the block from the answer; None if that is not known.
         trained: the end of `blanks` that no generation prompt holds, so that the model has to write it.
     """
 
-    def __init__(self, opening: str, closing: str, blanks: str = "", trained: str = ""):
-        self.text = f"{opening}{closing}{blanks}"
+    def __init__(self, opening: str, closing: str, blanks: str | None = None, trained: str = ""):
+        self.text = f"{opening}{closing}{blanks or ''}"
         self._trained = trained
         # The line breaks that an answer begins with go with the template's: many tokenizers make them one token.
-        after = rf"((?:{re.escape(blanks)})?[\r\n]*)"
+        after = "()" if blanks == "" else rf"((?:{re.escape(blanks or '')})?[\r\n]*)"
         self._pattern = re.compile(rf"\s*{re.escape(opening)}\s*{re.escape(closing)}{after}")
 
     def end(self, text: str, start: int) -> int | None:

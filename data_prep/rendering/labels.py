@@ -40,6 +40,11 @@ class TokenizedExample:
     turns: Turns = NO_TURNS  # of the raw row
 
     @property
+    def num_tokens(self) -> int:
+        """Its length."""
+        return int(self.input_ids.size)
+
+    @property
     def num_trained(self) -> int:
         """Tokens that count in the loss."""
         return int((self.labels != IGNORE_INDEX).sum())

@@ -14,6 +14,11 @@ _QUOTES = tuple("`'\"“‘「")
 _BEFORE_ANSWER = re.compile(r"\s*[\r\n]|[^\S\r\n]*")  # what separates an answer from its reasoning
 
 
+def inline(reasoning: str, content: str) -> str:
+    """An answer with its reasoning in it, in the form that templates which print reasoning use as well."""
+    return f"{OPEN}\n{reasoning.strip()}\n{CLOSE}\n\n{content}"
+
+
 def split_inline(content: str) -> tuple[str | None, str]:
     """The reasoning that an answer begins with, None if there is none, and what follows it.
 

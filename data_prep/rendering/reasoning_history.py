@@ -24,6 +24,16 @@ class Served(NamedTuple):
     rewrites: tuple[Rewrite, ...]
     turns: Turns
 
+    @property
+    def num_trained(self) -> int:
+        """Tokens that count in the loss."""
+        return sum(example.num_trained for example in self.fitted.examples)
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all its documents."""
+        return sum(example.num_tokens for example in self.fitted.examples)
+
 
 def fit_as_served(
     conversation: Conversation, example: TokenizedExample, seq_len: int, policy: str, renderer: Renderer
@@ -39,23 +49,25 @@ def fit_as_served(
     parts = as_served(conversation, renderer.train_on)
     if len(parts) == 1 and parts[0] is conversation:
         return Served(fit(conversation, example, seq_len, policy, renderer), example.rewrites, example.turns)
-    examples = [_rendered(part, renderer) for part in parts]
+    examples = [render_one(part, renderer) for part in parts]
     pairs = zip(parts, examples, strict=True)
     fitted = [fit(part, own, seq_len, policy, renderer) for part, own in pairs]
     # What the template left out of the whole row is trained in a document of its own.
     rewrites = [rewrite for rewrite in example.rewrites if rewrite.name != LEFT_OUT]
     turns = Turns(*map(sum, zip(*(own.turns for own in examples), strict=True)))
-    return Served(_together(fitted), (*rewrites, Rewrite(HISTORY, len(parts))), turns)
+    return Served(together(fitted), (*rewrites, Rewrite(HISTORY, len(parts))), turns)
 
 
-def _rendered(part: Conversation, renderer: Renderer) -> TokenizedExample:
+def render_one(part: Conversation, renderer: Renderer) -> TokenizedExample:
+    """A part of a row; a BadRow is raised."""
     (result,) = renderer.render([part])
     if isinstance(result, BadRow):
         raise result
     return result
 
 
-def _together(fitted: list[Fitted]) -> Fitted:
+def together(fitted: list[Fitted]) -> Fitted:
+    """What the parts of a row became, as what the row became."""
     examples = [example for one in fitted for example in one.examples]
     how = next((one.how for one in fitted if one.how), None)
     return Fitted(examples, sum(one.lost_tokens for one in fitted), how)

@@ -23,7 +23,7 @@ from data_prep.rendering.empty_reasoning import EmptyBlock, find_empty_block
 from data_prep.rendering.end_tokens import EndTokens
 from data_prep.rendering.labels import NO_TURNS, STRADDLING, Labeller, TokenizedExample, Turns
 from data_prep.rendering.plain_texts import adds_bos, framed_text
-from data_prep.rendering.reasoning import CLOSE
+from data_prep.rendering.reasoning import CLOSE, inline
 from data_prep.rendering.rewrites import ESCAPED, Removal, Rewrite
 from data_prep.rendering.template_omissions import check_complete
 from data_prep.rendering.template_shapes import Shapes
@@ -103,13 +103,17 @@ class Renderer:
         block = find_empty_block(self._apply, self._reasoning_place)
         if empty_reasoning == "leave_out" and block and self._reasoning_place:
             raise ValueError(_prints_block(template, block))
-        prefix = template_probe.answer_prefix(template, self._apply, self._reasoning_place)
-        self._trained_turns = TrainedTurns(train_on, prefix, block, empty_reasoning == "mask")
+        # A row without reasoning stands for a model that was asked not to think, where the template says so elsewhere.
+        self._asks_not_to_think = (
+            block is not None and empty_reasoning == "mask" and template_probe.says_not_to_think(self._apply)
+        )
+        given = template_probe.given_of_answers(template, self._apply, self._reasoning_place)
+        self._trained_turns = TrainedTurns(train_on, given, block, empty_reasoning == "mask")
         # The tags of a leading <think> block are the model's own, not quoted.
         lifts = self._reasoning_place is not None or (control_tokens != "allow" and CLOSE in self._control)
         drops_empty = self._reasoning_place is not None or empty_reasoning == "leave_out"
         self._rules = AnswerRules(EndTokens(()), "keep", reasoning, lifts, drops_empty)
-        self.end_token_ids = template_probe.end_token_ids(template, tokenizer.name_or_path, self.render)
+        self.end_token_ids = template_probe.end_token_ids(template, tokenizer.name_or_path, given, self.render)
         own = EndTokens(self._spelled_ends())
         self._rules = AnswerRules(own, end_tokens_in_answers, reasoning, lifts, drops_empty)
 
@@ -206,7 +210,8 @@ class Renderer:
         """The text, the spans that are trained, what the template does not print, and counts of the turns."""
         if conversation.is_text:
             return *framed_text(conversation, self._special_tokens, self._adds_bos), [], NO_TURNS
-        placed = None if conversation.tools else self._skeletons.render(conversation.messages)
+        by_itself = conversation.tools or conversation.is_prompted
+        placed = None if by_itself else self._skeletons.render(conversation.messages)
         text, spans, removed = placed or self._render_template(conversation)
         trained, turns = self._trained_turns.of(conversation, text, spans)
         return text, trained, removed, turns
@@ -219,7 +224,9 @@ class Renderer:
 
     def _print(self, conversation: Conversation) -> tuple[str, list[Span]]:
         self._check_supported(conversation)
-        return self._apply.answers(self._template_messages(conversation), list(conversation.tools) or None)
+        apply = self._apply.prompted if conversation.is_prompted else self._apply.answers
+        thinks = False if self._asks_not_to_think and not any(m.reasoning for m in conversation.messages) else None
+        return apply(self._template_messages(conversation), list(conversation.tools) or None, thinks)
 
     def _template_messages(self, conversation: Conversation) -> list[dict[str, Any]]:
         """The messages with reasoning and arguments in the form that the template prints."""
@@ -229,8 +236,7 @@ class Renderer:
             if reasoning is not None and self._reasoning_place:
                 messages[i] = template_probe.with_reasoning(message, reasoning, self._reasoning_place)
             elif reasoning is not None:
-                # The form that templates which print reasoning use as well.
-                message["content"] = f"<think>\n{reasoning.strip()}\n</think>\n\n{message['content']}"
+                message["content"] = inline(reasoning, message["content"])
             if self._takes_json_text:
                 for call in message.get("tool_calls", ()):
                     call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)

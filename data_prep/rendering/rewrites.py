@@ -12,6 +12,7 @@ END_TOKENS = "end_tokens_stripped"  # literal end tokens that an answer ended in
 REASONING = "reasoning_stripped"  # by `reasoning: strip`
 LEFT_OUT = "reasoning_left_out"  # by the template, before the last question
 HISTORY = "reasoning_history_split"  # by `reasoning_history: as_served`; its places are the documents of the row
+PROMPTED = "split_as_prompted"  # a template prints earlier turns otherwise later; its places are the row's documents
 DETAILS = "tool_details_left_out"  # by the template: values and what is nested in tools' parameters
 ANSWER_START = "answer_start_trimmed"  # indentation or leading blanks of an answer
 ANSWER_END = "answer_end_trimmed"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 from data_prep.conversation import BadRow, Conversation, Message, ToolCall
 from data_prep.rendering.applied_template import AppliedTemplate
 from data_prep.rendering.chat_templates import ChatTemplate
 from data_prep.rendering.labels import TokenizedExample
+from data_prep.rendering.reasoning import inline
 from data_prep.shards import IGNORE_INDEX
 
 REASONING = "They greet me."
@@ -60,8 +62,25 @@ def _printed(apply: AppliedTemplate, arguments: Any) -> str:
     return ""
 
 
-def answer_prefix(template: ChatTemplate, apply: AppliedTemplate, place: str | None) -> str:
-    """What stands both in the generation prompt and in the marks: the model is given it, so it is not trained.
+class Given(NamedTuple):
+    """What stands both in a generation prompt and in the marks: the model is given it, so it is not trained.
+
+    Attributes:
+        prefix: after a question, with the beginning of the reasoning where the prompt holds it.
+        opening: the same, where the model is asked to think.
+        header: the part of it that a turn without reasoning begins with; such a turn is none that the model is prompted
+            for. None where such turns begin with all of it, or with an empty block of reasoning.
+        after_tool: after the result of a call, where that is something else.
+    """
+
+    prefix: str = ""
+    opening: str = ""
+    header: str | None = None
+    after_tool: str = ""
+
+
+def given_of_answers(template: ChatTemplate, apply: AppliedTemplate, place: str | None) -> Given:
+    """What the model is given of its answers.
 
     Args:
         place: see `reasoning_place`. A generation prompt may begin the reasoning: then only a turn with one fits it.
@@ -70,25 +89,62 @@ def answer_prefix(template: ChatTemplate, apply: AppliedTemplate, place: str | N
         ValueError: the marks begin after the generation prompt ends, so the model would have to begin its answer
             with text it is never trained on.
     """
+    if not template.has_marks:
+        return Given()
     answer = ANSWER.as_dict()
-    answers = [answer] if place is None else [answer, with_reasoning(answer, REASONING, place)]
+    thinks = (
+        with_reasoning(answer, REASONING, place) if place else {**answer, "content": inline(REASONING, ANSWER.content)}
+    )
     try:
-        rendered = [apply([QUESTION.as_dict(), answer], None, with_spans=True) for answer in answers]
-        prompt, _ = apply([QUESTION.as_dict()], None, prompt=True)
+        rendered = [apply([QUESTION.as_dict(), turn], None, with_spans=True) for turn in (answer, thinks)]
+        prompt, asked = (apply([QUESTION.as_dict()], None, prompt=True, thinks=thinks)[0] for thinks in (None, True))
     except BadRow:
-        return ""  # `end_token_ids` says it better
-    if not template.has_marks or not all(spans for _, spans in rendered):
-        return ""
-    fitting = (prompt[spans[0][0] :] for text, spans in rendered if _begins_with(text, prompt, spans[0][0]))
-    prefix = next(fitting, None)
-    if prefix is None:
-        text, start = rendered[0][0], rendered[0][1][0][0]
+        return Given()  # `end_token_ids` says it better
+    if not all(spans for _, spans in rendered):
+        return Given()
+    fits = [_begins_with(text, prompt, spans[0][0]) for text, spans in rendered]
+    text, spans = rendered[0]
+    start = spans[0][0]
+    if not any(fits):
         raise ValueError(
             f"chat_template {template.origin!r}: what is trained begins after {text[:start][-40:]!r}, but the "
             f"generation prompt ends in {prompt[-40:]!r}: at inference the model would begin with text that it was "
             "never trained on. Let `add_generation_prompt` end where `{% generation %}` begins"
         )
-    return prefix
+    needs_reasoning = not fits[0] and place is None
+    header = _common(prompt, text)[start:] if needs_reasoning else None
+    prefix, opening = prompt[rendered[fits.index(True)][1][0][0] :], ""
+    if _begins_with(rendered[1][0], asked, rendered[1][1][0][0]):
+        opening = asked[rendered[1][1][0][0] :]
+    after_tool = _given_after_tool(apply)
+    return Given(prefix, opening, header, "" if after_tool in (prefix, opening) else after_tool)
+
+
+def says_not_to_think(apply: AppliedTemplate) -> bool:
+    """Whether the template prints otherwise, and not only in the generation prompt, that a model shall not think: GLM's
+    in the question, Qwen 3.8's in the system prompt."""
+    try:
+        texts = [apply([QUESTION.as_dict(), ANSWER.as_dict()], None, thinks=thinks)[0] for thinks in (None, False)]
+    except BadRow:
+        return False
+    return texts[0] != texts[1]
+
+
+def _given_after_tool(apply: AppliedTemplate) -> str:
+    call = {"role": "assistant", "content": "", "tool_calls": [ToolCall("look_up", {}).as_dict()]}
+    before = [QUESTION.as_dict(), call, {"role": "tool", "content": "found"}]
+    try:
+        text, spans = apply([*before, ANSWER.as_dict()], None, with_spans=True)
+        prompt, _ = apply(before, None, prompt=True)
+    except BadRow:
+        return ""
+    return prompt[spans[-1][0] :] if spans and _begins_with(text, prompt, spans[-1][0]) else ""
+
+
+def _common(first: str, second: str) -> str:
+    """The text that both begin with."""
+    pairs = zip(first, second, strict=False)
+    return first[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))]
 
 
 def _begins_with(text: str, prompt: str, start: int) -> bool:
@@ -96,16 +152,18 @@ def _begins_with(text: str, prompt: str, start: int) -> bool:
     return text.startswith(prompt) and len(prompt) >= start
 
 
-def end_token_ids(template: ChatTemplate, tokenizer: str, render: Render) -> list[int]:
+def end_token_ids(template: ChatTemplate, tokenizer: str, given: Given, render: Render) -> list[int]:
     """The ids that end a turn.
 
     Args:
         tokenizer: its name, for the message.
+        given: what the model is given of its answers.
 
     Raises:
         ValueError: the conversation cannot be rendered and labelled.
     """
-    flagged = Message("assistant", ANSWER.content, train=True)
+    reasoning = None if given.header is None else REASONING
+    flagged = Message("assistant", ANSWER.content, train=True, reasoning=reasoning)
     example = render([Conversation((QUESTION, flagged), "probe", 0)])[0]
     if isinstance(example, BadRow):
         raise ValueError(

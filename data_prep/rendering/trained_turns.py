@@ -8,7 +8,13 @@ from data_prep.conversation import BadRow, Conversation, Message
 from data_prep.rendering.empty_reasoning import EmptyBlock
 from data_prep.rendering.labels import Turns
 from data_prep.rendering.reasoning import TAG_END, split_inline
+from data_prep.rendering.template_probe import Given
 from data_prep.tokenization.encoded_text import LooseSpan, Span
+
+_NO_REASONING = (
+    "the generation prompt ends in {!r}, so the model begins with its reasoning, and an answer of this row has none: "
+    "give it one, leave such rows out, or choose another chat_template"
+)
 
 
 class TrainedTurns(NamedTuple):
@@ -16,13 +22,13 @@ class TrainedTurns(NamedTuple):
 
     Args:
         train_on: see Renderer.
-        answer_prefix: what the generation prompt holds of an answer.
+        given: what generation prompts hold of answers.
         block: the template's empty block of reasoning, if it has one.
         masks_block: whether it is left out of what is trained.
     """
 
     train_on: str
-    answer_prefix: str
+    given: Given
     block: EmptyBlock | None
     masks_block: bool
 
@@ -33,13 +39,14 @@ class TrainedTurns(NamedTuple):
             spans: of all turns of the assistant.
 
         Raises:
-            BadRow: "marks_differ", or "no_trained_tokens".
+            BadRow: "marks_differ", "no_trained_tokens", or "no_reasoning".
         """
         trained: list[Span] = []
         num_with_reasoning = num_masked = num_blocks = 0
         for message, span in self._chosen(conversation, spans):
-            end = self.block.end(text, span[0]) if self.block else None
-            own = self._without_what_is_given(text, span, end)
+            start = span[0] + len(self._header(text, span[0]))
+            end = self.block.end(text, start) if self.block else None
+            own = self._without_what_is_given(text, (start, span[1]), end)
             trained.append(own)
             if end is None:
                 num_with_reasoning += _has_reasoning(message, text, span)
@@ -61,14 +68,23 @@ class TrainedTurns(NamedTuple):
         pairs = zip(turns, spans, chosen, strict=True)
         return [(message, span) for message, span, is_chosen in pairs if is_chosen]
 
+    def _header(self, text: str, start: int) -> str:
+        """What stands before all of an answer in its marks."""
+        headers = (header for header in (self.given.header, self.given.after_tool) if header)
+        return next((header for header in headers if text.startswith(header, start)), "")
+
     def _without_what_is_given(self, text: str, span: Span, block_end: int | None) -> Span:
         """The span without the empty block, if it has one that is masked, or what the generation prompt holds."""
         start, end = span
         if block_end is not None and self.masks_block:
             return LooseSpan(block_end, end)
-        if not self.answer_prefix or not text.startswith(self.answer_prefix, start):
+        prefixes = (prefix.removeprefix(self.given.header or "") for prefix in (self.given.prefix, self.given.opening))
+        prefix = next((prefix for prefix in prefixes if prefix and text.startswith(prefix, start)), "")
+        if not prefix:
+            if self.given.header is not None and block_end is None:
+                raise BadRow("no_reasoning", _NO_REASONING.format(self.given.prefix))
             return span
-        start += len(self.answer_prefix)
+        start += len(prefix)
         # A prompt that begins the reasoning may end inside a token of the empty block: it prompts for no such turn.
         return (start, end) if block_end is None else LooseSpan(start, end)
 

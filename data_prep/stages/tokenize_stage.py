@@ -15,7 +15,8 @@ from data_prep.recipe import Recipe, Source, group_by, grouping_column
 from data_prep.rendering.chat_templates import resolve_chat_template
 from data_prep.rendering.labels import TokenizedExample
 from data_prep.rendering.long_rows import fit
-from data_prep.rendering.reasoning_history import fit_as_served
+from data_prep.rendering.prompted_turns import can_be_split, fit_as_prompted
+from data_prep.rendering.reasoning_history import Served, fit_as_served
 from data_prep.rendering.renderer import Renderer
 from data_prep.rendering.rewrites import MASKED, Rewrite
 from data_prep.sources.evaluation_files import evaluation_index
@@ -28,6 +29,7 @@ from data_prep.tokenization.tokenizer import load_tokenizer
 
 _SAMPLED_PLACES, _SAMPLED_ROWS = 8, 64
 _MEANT = ("left_out", "not_trained")  # the recipe's `transform` or the row itself asks for it
+Result = TokenizedExample | Served | BadRow  # a row as one document, as several, or not at all
 ROWS_PER_CALL = 8192  # rows rendered in one call; the renderer encodes less at once where they are long
 
 
@@ -109,22 +111,30 @@ def tokenize_part(part: Part, how: tuple[Recipe, Renderer, dict[str, Described]]
 
 def _render(
     batch: list[RawRow], reader: RowReader, recipe: Recipe, renderer: Renderer
-) -> Iterator[tuple[RawRow, Conversation | None, TokenizedExample | BadRow]]:
+) -> Iterator[tuple[RawRow, Conversation | None, Result]]:
     """Each row, its conversation and what became of it."""
     checked = _decontaminated([_convert(raw, reader, recipe) for raw in batch], recipe)
     converted = [_masked(c, recipe) for c in checked]
     rendered = iter(renderer.render([c for c, _ in converted if isinstance(c, Conversation)]))
     for raw, (c, num_masked) in zip(batch, converted, strict=True):
         if isinstance(c, Conversation):
-            yield raw, c, _with_masks(next(rendered), num_masked)
+            yield raw, c, _with_masks(_split_if_bad(c, next(rendered), recipe, renderer), num_masked)
         else:
             yield raw, None, c
 
 
-def _with_masks(result: TokenizedExample | BadRow, num_masked: int) -> TokenizedExample | BadRow:
+def _split_if_bad(c: Conversation, result: TokenizedExample | BadRow, recipe: Recipe, renderer: Renderer) -> Result:
+    """A row that cannot be rendered as a whole, in parts if it can be."""
+    if isinstance(result, BadRow) and can_be_split(c, result):
+        return fit_as_prompted(c, result, recipe.seq_len, recipe.too_long, renderer)
+    return result
+
+
+def _with_masks(result: Result, num_masked: int) -> Result:
     if not num_masked or isinstance(result, BadRow):
         return result
-    return replace(result, rewrites=(*result.rewrites, Rewrite(MASKED, num_masked)))
+    rewrites = (*result.rewrites, Rewrite(MASKED, num_masked))
+    return result._replace(rewrites=rewrites) if isinstance(result, Served) else replace(result, rewrites=rewrites)
 
 
 def _reader(source: Source, recipe: Recipe) -> RowReader:
@@ -162,7 +172,7 @@ def _decontaminated(converted: list[Conversation | BadRow], recipe: Recipe) -> l
 def _take(
     raw: RawRow,
     conversation: Conversation | None,
-    result: TokenizedExample | BadRow,
+    result: Result,
     source: Source,
     recipe: Recipe,
     renderer: Renderer,
@@ -175,6 +185,9 @@ def _take(
         assert conversation is not None
         if options := source.filters or recipe.filters:
             check_trained_tokens(result.num_trained, options)
+        if isinstance(result, Served):
+            writer.keep(raw, conversation, *result)
+            return
         fits = (conversation, result, recipe.seq_len, recipe.too_long, renderer)
         if recipe.reasoning_history == "as_served":
             writer.keep(raw, conversation, *fit_as_served(*fits))
@@ -182,7 +195,7 @@ def _take(
             writer.keep(raw, conversation, fit(*fits), result.rewrites, result.turns)
     except BadRow as bad:
         _refuse_if_asked(raw, bad, recipe)
-        writer.drop(raw, bad, 0 if isinstance(result, BadRow) else int(result.input_ids.size))
+        writer.drop(raw, bad, 0 if isinstance(result, BadRow) else result.num_tokens)
 
 
 def _refuse_if_asked(raw: RawRow, bad: BadRow, recipe: Recipe) -> None:

@@ -1,0 +1,72 @@
+"""Rows whose earlier turns a template prints otherwise once later ones follow, as one document for each trained turn.
+
+Such templates leave out the reasoning of earlier turns, or of calls once the answer is there. No single text then holds
+each turn as the model wrote it. A document of its own does: what a server would prompt the turn with, and the turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from data_prep.conversation import BadRow, Conversation
+from data_prep.rendering.labels import TokenizedExample, Turns
+from data_prep.rendering.long_rows import fit, flagged
+from data_prep.rendering.reasoning_history import Served, render_one, together
+from data_prep.rendering.renderer import Renderer
+from data_prep.rendering.rewrites import LEFT_OUT, PROMPTED, Rewrite
+
+_REASONS = ("template_not_prefix", "left_out_by_template")  # what a document for each turn may mend
+
+
+def can_be_split(conversation: Conversation, bad: BadRow) -> bool:
+    """Whether a row that cannot be rendered as a whole may be one that can in parts."""
+    return bad.reason in _REASONS and sum(m.role == "assistant" for m in conversation.messages) > 1
+
+
+def fit_as_prompted(
+    conversation: Conversation, bad: BadRow, seq_len: int, policy: str, renderer: Renderer
+) -> Served | BadRow:
+    """A document for each trained turn, made to fit (see `fit`).
+
+    Args:
+        bad: why the row cannot be rendered as a whole.
+
+    Returns:
+        The documents; `bad`, if they cannot be rendered either, or why one of them does not fit.
+    """
+    parts = as_prompted(conversation, renderer.train_on)
+    try:
+        examples = [render_one(part, renderer) for part in parts]
+    except BadRow:
+        return bad
+    pairs = zip(parts, examples, strict=True)
+    try:
+        fitted = [fit(part, example, seq_len, policy, renderer) for part, example in pairs]
+    except BadRow as too_long:
+        return too_long
+    turns = Turns(*map(sum, zip(*(example.turns for example in examples), strict=True)))
+    return Served(together(fitted), (*_most(examples), Rewrite(PROMPTED, len(parts))), turns)
+
+
+def _most(examples: list[TokenizedExample]) -> list[Rewrite]:
+    """Of each kind of rewrite those of the document with most: the documents have most of their text in common. What
+    the template leaves out of one is trained in another."""
+    found: dict[str, Rewrite] = {}
+    for rewrite in (rewrite for example in examples for rewrite in example.rewrites if rewrite.name != LEFT_OUT):
+        found[rewrite.name] = max(rewrite, found.get(rewrite.name, rewrite))
+    return list(found.values())
+
+
+def as_prompted(conversation: Conversation, train_on: str) -> list[Conversation]:
+    """The row up to each of its trained turns, in which only that one is trained.
+
+    Args:
+        train_on: see Renderer.
+    """
+    messages = flagged(conversation, train_on).messages
+    found = []
+    for i, message in enumerate(messages):
+        if message.role == "assistant" and (message.train if train_on == "flags" else message.train is not False):
+            context = (replace(m, train=False) if m.role == "assistant" else m for m in messages[:i])
+            found.append(replace(conversation, messages=(*context, message), is_prompted=True))
+    return found
