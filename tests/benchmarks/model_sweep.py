@@ -191,6 +191,7 @@ def _in_process(kind: str, results: Any) -> None:
 def _short(error: Exception) -> str:
     """A reason that fits a cell."""
     text = re.sub(r"\s+", " ", str(error) or type(error).__name__).replace("|", "/")
+    text = re.sub(r"{[^{}]*}", lambda found: f"{{{', '.join(sorted(found[0][1:-1].split(', ')))}}}", text)  # sets
     return text if len(text) <= 160 else text[:157] + "..."
 
 
