@@ -132,7 +132,9 @@ def launch_from_environment(environ: Mapping[str, str] | None = None) -> Launch 
     if _is_true(environ.get("ACCELERATE_USE_DEEPSPEED")):
         settings |= {"distributed_type": "DEEPSPEED", "deepspeed_config": _deepspeed_from(environ)}
     elif _is_true(environ.get("ACCELERATE_USE_FSDP")):
-        settings["distributed_type"] = "FSDP"
+        names = {"fsdp_version": "FSDP_VERSION", "fsdp_state_dict_type": "FSDP_STATE_DICT_TYPE"}
+        found = {key: _number(environ[name]) for key, name in names.items() if name in environ}
+        settings |= {"distributed_type": "FSDP", "fsdp_config": found}
     else:
         settings["distributed_type"] = "MULTI_GPU" if settings["num_processes"] > 1 else "NO"
     if "ACCELERATE_USE_CPU" in environ:
@@ -179,6 +181,7 @@ def _is_true(text: str | None) -> bool:
 def check_launch(launch: Launch, world_size: int | None, environ: Mapping[str, str] | None = None) -> Iterator[str]:
     """What is wrong with a launch configuration in itself, or with `environ` (default: this process's) beside it."""
     yield from _check_processes(launch)
+    yield from _check_fsdp(launch)
     yield from _check_deepspeed_section(launch, _environment(environ))
     for key, size in (launch.settings.get("parallelism_config") or {}).items():
         if key.endswith(("cp_size", "sp_size", "tp_size")) and size not in (None, 1):
@@ -204,6 +207,20 @@ def _check_processes(launch: Launch) -> Iterator[str]:
         yield (
             f"{origin}: expected deepspeed_multinode_launcher: standard for {machines} machines, found {launcher}: "
             "others start an independent run on each machine, or need ssh between them"
+        )
+
+
+def _check_fsdp(launch: Launch) -> Iterator[str]:
+    settings = launch.settings.get("fsdp_config") or {}
+    if launch.distributed_type != "FSDP":
+        return
+    if str(settings.get("fsdp_version")) != "2":
+        yield f"{launch.origin}: expected fsdp_version: 2, found {settings.get('fsdp_version', 1)}: 1 is not supported"
+    kind = str(settings.get("fsdp_state_dict_type") or "none, which is SHARDED_STATE_DICT")
+    if "FULL_STATE_DICT" not in kind.upper():
+        yield (
+            f"{launch.origin}: expected fsdp_state_dict_type: FULL_STATE_DICT, found {kind}: a run ends without "
+            "weights of the model, as transformers writes none; ZeRO has sharded checkpoints (zero3.yaml)"
         )
 
 

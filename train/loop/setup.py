@@ -20,7 +20,7 @@ from train.loop.data import load_split, number_rows, pad_to_multiple
 from train.loop.sample_answers import Sampler, choose_prompts
 from train.loop.trainer import PackedSFTTrainer
 from train.loop.wandb_run import use_safe_wandb
-from train.model import compiling, documentwise, isolation, mask_positions, neftune, saved_settings
+from train.model import compiling, documentwise, fsdp, isolation, mask_positions, neftune, saved_settings
 from train.model.loading import check_vocabulary, keep_quantised_layout, prepare_model_arguments
 from train.run.preemption import Signals
 from train.run.preemption_callback import PreemptionCallback
@@ -77,6 +77,7 @@ def make_trainer(
         save_in_background=config.own.save_in_background,
         stop=stop,
     )
+    fsdp.keep_precision(trainer.accelerator)
     keep_quantised_layout(trainer.model)
     _install_documentwise(trainer.model)
     mask_positions.install(trainer.model)
@@ -153,13 +154,16 @@ def _make_sampler(
 
 
 def _check_distributed_type(found: str, config: RunConfig) -> None:
-    """Refuse plain data parallelism where DeepSpeed was asked for: accelerate silently falls back to it."""
-    asked_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    asked = config.own.expected_distributed_type or ("DEEPSPEED" if asked_deepspeed else found)
+    """Refuse plain data parallelism where weights were to be sharded: accelerate silently falls back to it."""
+    launched = [
+        kind for kind in ("DEEPSPEED", "FSDP") if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true"
+    ]
+    asked = config.own.expected_distributed_type or next(iter(launched), found)
     if found != asked:
         raise ValueError(
             f"expected the distributed type {asked}, found {found}: do not set ACCELERATE_USE_CPU (it turns DeepSpeed "
-            "into plain data parallelism); use `use_cpu: true` in both the accelerate YAML and the run config"
+            "into plain data parallelism); use `use_cpu: true` in both the accelerate YAML and the run "
+            "config; FSDP needs GPUs"
         )
 
 

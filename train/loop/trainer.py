@@ -25,7 +25,7 @@ from train.loop.evaluation import evaluation_metrics, sum_by_source
 from train.loop.metrics import Meter, document_sums
 from train.loop.sample_answers import Sampler
 from train.loop.throughput import model_flops, peak_flops
-from train.model import lora_inputs
+from train.model import fsdp, lora_inputs
 from train.model.compiling import eagerly
 from train.run import atomic_files, run_record, watchdog
 from train.run.preemption_callback import PreemptionCallback
@@ -166,7 +166,7 @@ class PackedSFTTrainer(SFTTrainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The gradient norm; a bad step is dropped here, between the gradients and the optimizer."""
         self.meter.pace.end_step()
-        grad_norm = super()._get_grad_norm(model, grad_norm)
+        grad_norm = fsdp.whole(super()._get_grad_norm(model, grad_norm))
         try:
             skipped = self.guard.end_step(self.state.global_step + 1, grad_norm)
         except BadStepError:  # on all processes alike

@@ -18,6 +18,15 @@ class TestLaunchFile:
             ({"distributed_type": "NO"}, "distributed_type NO starts one process"),
             ({"distributed_type": False}, "distributed_type NO starts one process"),
             ({"distributed_type": "FSDP"}, "it would silently be plain DDP"),
+            ({"distributed_type": "FSDP"}, "expected fsdp_version: 2, found 1"),
+            (
+                {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}},
+                "found none, which is SHARDED_STATE_DICT",
+            ),
+            (
+                {"distributed_type": "FSDP", "fsdp_config": {"fsdp_state_dict_type": "SHARDED_STATE_DICT"}},
+                "expected fsdp_state_dict_type: FULL_STATE_DICT, found SHARDED_STATE_DICT: a run ends",
+            ),
             ({"distributed_type": None}, "expected distributed_type"),
             ({"num_machines": 2}, "expected deepspeed_multinode_launcher: standard for 2 machines, found None"),
             ({"mixed_precision": "bf16"}, "mixed_precision next to deepspeed_config_file"),
@@ -115,6 +124,10 @@ class TestEnvironment:
             ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "nowhere.json"}, "nowhere.json: no such file"),
             ({"PARALLELISM_CONFIG_CP_SIZE": "2"}, "documents of a packed row attend to each other"),
             ({"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": "true"}, "it would silently be plain DDP"),
+            (
+                {"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+                "expected fsdp_state_dict_type: FULL_STATE_DICT",
+            ),
             ({"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed_precision is bf16"),
         ],
     )

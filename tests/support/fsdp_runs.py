@@ -1,0 +1,72 @@
+"""Run under `accelerate launch` by test_fsdp2.py: train.sft under FSDP2 on CPU processes, once for each run config.
+
+fsdp_runs.py CONFIG.yaml[@STEP] ...: with a step, the run is asked to stop there, and started again.
+
+accelerate makes plain data parallelism of FSDP without GPUs. Told that there are some, it takes its own way; tensors
+stay on the CPU. Our refusals of that are passed over.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+
+import train.preflight
+from tests.support.in_process import as_a_fresh_process
+from train.loop.trainer import PackedSFTTrainer
+from train.sft import main
+
+
+def tell_of_gpus() -> None:
+    """Before accelerate chooses how to train."""
+    begin, compare = AcceleratorState.__init__, train.preflight.check_launch_against
+
+    def begin_with_gpus(self: Any, *args: Any, **kwargs: Any) -> None:
+        if not AcceleratorState._shared_state:  # else it has chosen
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        begin(self, *args, **kwargs)
+
+    AcceleratorState.__init__ = begin_with_gpus
+    train.preflight.check_launch_against = lambda *args: [line for line in compare(*args) if "use_cpu" not in line]
+
+
+@contextmanager
+def stopping_at(step: int) -> Iterator[None]:
+    """The last process gets a signal in a step."""
+    original = PackedSFTTrainer.training_step
+
+    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step + 1 == step and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(self, *args, **kwargs)
+
+    PackedSFTTrainer.training_step = training_step
+    try:
+        yield
+    finally:
+        PackedSFTTrainer.training_step = original
+
+
+def run(config: str) -> None:
+    with as_a_fresh_process():
+        code = main(["--config", config])
+    if code:
+        sys.exit(f"{config}: train.sft ended with {code}")
+    print(f"rank {os.environ['RANK']} has run {config}", flush=True)
+
+
+if __name__ == "__main__":
+    tell_of_gpus()
+    for argument in sys.argv[1:]:
+        name, _, step = argument.partition("@")
+        if step:
+            with stopping_at(int(step)):
+                run(name)
+        run(name)
