@@ -10,13 +10,14 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from train.model.documentwise import mixers
+from train.model.lora_names import ALL_LINEAR, as_parameters, is_found, written
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -54,13 +55,11 @@ class Reach:
         if self.adapted["router"]:
             yield "LoRA adapts the routers of the experts as well; list lora_target_modules to leave them as they are"
         if self.total["experts"] and not self.adapted["experts"]:
-            yield f"LoRA leaves all experts as they are; with lora_dropout: 0, {_write(self.experts)} adapts them"
+            instead = written("lora_target_parameters", self.experts)
+            yield f"LoRA leaves all experts as they are; with lora_dropout: 0, {instead} adapts them"
         if self.left_out:
-            yield f"all-linear leaves layers as they are; with lora_dropout: 0, {_write(self.left_out)} adapts them"
-
-
-def _write(names: Iterable[str]) -> str:
-    return f"lora_target_parameters: [{', '.join(sorted(names))}]"
+            instead = written("lora_target_parameters", self.left_out)
+            yield f"all-linear leaves layers as they are; with lora_dropout: 0, {instead} adapts them"
 
 
 def _size(number: int) -> str:
@@ -94,31 +93,25 @@ def measure(adapters: LoraConfig, model: PreTrainedModel) -> Reach:
         found.total[parts[name]] += weight.numel()
         found.adapted[parts[name]] += weight.numel() if name in changed else 0
     missed = (name for name in weights if name not in changed and _is_named(name, adapters, model))
-    found.experts = _last_names(name for name in weights if parts[name] == "experts")
-    found.left_out = _last_names(missed)
+    found.experts = as_parameters(name for name in weights if parts[name] == "experts")
+    found.left_out = as_parameters(missed)
     return found
 
 
 def _is_named(parameter: str, adapters: LoraConfig, model: torch.nn.Module) -> bool:
     """Whether one of the targets seems to say this parameter, by its own name or its layer's."""
     layer, _, own = parameter.rpartition(".")
-    if adapters.target_modules == "all-linear":
+    if adapters.target_modules == ALL_LINEAR:
         return isinstance(model.get_submodule(layer), torch.nn.Linear) and layer != "lm_head"
     names = [layer] if own == "weight" else [layer, parameter]
     modules = [] if isinstance(adapters.target_modules, str) else adapters.target_modules or []
-    targets = [(name, target) for name in names for target in modules]
-    targets += [(parameter, target) for target in adapters.target_parameters or []]
-    return any(name == target or name.endswith(f".{target}") for name, target in targets)
+    is_module = any(is_found(target, names) for target in modules)
+    return is_module or any(is_found(target, [parameter]) for target in adapters.target_parameters or [])
 
 
 def _counts(name: str, weight: torch.Tensor) -> bool:
     """Norms and biases, those of experts too, are no part of what adapters are for."""
     return weight.dim() >= 2 and not name.endswith("bias")
-
-
-def _last_names(names: Iterable[str]) -> list[str]:
-    """As `lora_target_parameters` takes them for all layers: such as mlp.experts.down_proj."""
-    return sorted({".".join(name.split(".")[-3:]) for name in names})
 
 
 def _changed(model: torch.nn.Module) -> Iterator[str]:
@@ -146,32 +139,34 @@ def check(adapters: LoraConfig, model: PreTrainedModel) -> Reach:
     Raises:
         ValueError: what to write instead.
     """
+    attention = _layers_of_attention(model)  # before peft, which may stop half-way, renames them
     try:
         found = measure(adapters, model)
     except ValueError as error:
-        raise ValueError(_explain(str(error), adapters, model)) from error
-    if found.left_out and adapters.target_modules != "all-linear":
+        raise ValueError(_explain(str(error), adapters, attention)) from error
+    if found.left_out and adapters.target_modules != ALL_LINEAR:
         experts = found.experts if set(found.left_out) & set(found.experts) else []
         raise ValueError(
             f"lora_target_modules: peft leaves {', '.join(found.left_out)} as it is, though it is named: write "
-            f"{_write({*found.left_out, *experts})}, and lora_dropout: 0"
+            f"{written('lora_target_parameters', {*found.left_out, *experts})}, and lora_dropout: 0"
         )
     return found
 
 
-def _explain(reason: str, adapters: LoraConfig, model: PreTrainedModel) -> str:
+def _layers_of_attention(model: torch.nn.Module) -> list[str]:
+    parts, weights = part_of_each(model), model.named_parameters()
+    return sorted({n.split(".")[-2] for n, weight in weights if parts[n] == "attention" and _counts(n, weight)})
+
+
+def _explain(reason: str, adapters: LoraConfig, layers: list[str]) -> str:
     """peft's reason in the run config's names."""
     instead = {"lora_dropout": f"{adapters.lora_dropout}: write 0", "use_dora": "true: write false"}
     option = next((name for name in instead if name in reason), None)
     if option is None:
         return f"lora_target_modules: peft does not take these settings for this model: {reason}"
-    parts = part_of_each(model)
-    layers = sorted(
-        {name.split(".")[-2] for name in parts if parts[name] == "attention" and _counts(name, torch.empty(1, 1))}
-    )
     return (
         f"{option}: {instead[option]}, as the experts lie in one parameter, which such adapters cannot change; or name "
-        f"layers that are no experts, such as lora_target_modules: [{', '.join(layers)}]"
+        f"layers that are no experts, such as {written('lora_target_modules', layers)}"
     )
 
 

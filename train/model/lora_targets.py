@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from train.config.run_config import RunConfig, build_model_config
+from train.model.lora_names import ALL_LINEAR, as_parameters, is_found, written
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
     from train.model.lora_reach import Reach
-
-ALL_LINEAR = "all-linear"
 
 
 def check_targets(config: RunConfig) -> Reach | None:
@@ -83,14 +82,14 @@ def missing(adapters: LoraConfig, model: PreTrainedModel) -> Iterator[str]:
         yield from _without_default(model)
     experts = _reached_as_experts(adapters, model)
     for target in _listed(adapters.target_modules):
-        if not _is_found(target, modules) and target not in experts:
+        if not is_found(target, modules) and target not in experts:
             yield _describe_parameter(target, parameters) or _describe("lora_target_modules", target, modules)
         yield from _no_layers(target, modules)
     for target in _listed(adapters.target_parameters):
-        if not _is_found(target, parameters):
+        if not is_found(target, parameters):
             yield _describe("lora_target_parameters", target, parameters)
     for target in _listed(adapters.modules_to_save):
-        if not _is_found(target, modules):
+        if not is_found(target, modules):
             yield _describe("lora_modules_to_save", target, modules)
 
 
@@ -99,11 +98,6 @@ def _listed(targets: Any) -> list[str]:
     if targets is None or targets == ALL_LINEAR:
         return []
     return sorted([targets] if isinstance(targets, str) else targets)
-
-
-def _is_found(target: str, names: Iterable[str]) -> bool:
-    """As peft matches: the whole name, or its end from a dot on."""
-    return any(name == target or name.endswith(f".{target}") for name in names)
 
 
 def _reached_as_experts(adapters: LoraConfig, model: PreTrainedModel) -> set[str]:
@@ -129,7 +123,7 @@ def _no_layers(target: str, modules: dict[str, Any]) -> Iterator[str]:
 
     layers = (torch.nn.Linear, torch.nn.Embedding, torch.nn.modules.conv._ConvNd, torch.nn.MultiheadAttention, Conv1D)
     for name, module in modules.items():
-        if _is_found(target, [name]) and not isinstance(module, layers):
+        if is_found(target, [name]) and not isinstance(module, layers):
             inner = [end for end, part in module.named_modules() if isinstance(part, layers)]
             instead = f"name its layers: {', '.join(inner[:8])}" if inner else "leave it out"
             kind = type(module).__name__
@@ -139,10 +133,11 @@ def _no_layers(target: str, modules: dict[str, Any]) -> Iterator[str]:
 
 def _describe_parameter(target: str, parameters: list[str]) -> str | None:
     """Experts lie in parameters, which peft reaches by another option."""
-    found = sorted({".".join(name.split(".")[-3:]) for name in parameters if _is_found(target, [name])})
+    found = as_parameters(name for name in parameters if is_found(target, [name]))
     if not found:
         return None
-    return f"lora_target_modules: {target!r} is a parameter, not a layer: write lora_target_parameters: {found}"
+    instead = written("lora_target_parameters", found)
+    return f"lora_target_modules: {target!r} is a parameter, not a layer: write {instead}"
 
 
 def _describe(option: str, target: str, names: Iterable[str]) -> str:

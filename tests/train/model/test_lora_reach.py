@@ -131,6 +131,16 @@ def test_what_is_to_be_written_reaches_all(kind):
     assert check(lora(layers, named), make(kind)).adapted["router"] == 0
 
 
+@pytest.mark.parametrize("kind", ["qwen3_moe", "qwen3_next", "deepseek_v3"])
+def test_the_layers_to_be_named_instead_are_taken(kind):
+    """With the dropout that experts do not take."""
+    with pytest.raises(ValueError) as refused:
+        check(lora("all-linear", lora_dropout=0.05), make(kind))
+    named = str(refused.value).rpartition("lora_target_modules: [")[2].rstrip("]").split(", ")
+    found = check(lora(named, lora_dropout=0.05), make(kind))
+    assert found.adapted["attention"] == found.total["attention"] > found.adapted["experts"] == 0
+
+
 def test_what_people_do_not_expect_is_noted():
     assert "routers" in " ".join(check(lora("all-linear"), make("qwen3_moe")).notes())
     assert "all-linear leaves layers as they are" in " ".join(check(lora("all-linear"), make("deepseek_v3")).notes())
