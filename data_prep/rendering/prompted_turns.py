@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from data_prep.conversation import BadRow, Conversation
-from data_prep.rendering.labels import TokenizedExample, Turns
-from data_prep.rendering.long_rows import fit, flagged
-from data_prep.rendering.reasoning_history import Served, render_one, together
+from data_prep.rendering.labels import TokenizedExample
+from data_prep.rendering.long_rows import flagged
 from data_prep.rendering.renderer import Renderer
 from data_prep.rendering.rewrites import LEFT_OUT, PROMPTED, Rewrite
+from data_prep.rendering.row_parts import Served, fit_parts, is_trained, render_one
 
 _REASONS = ("template_not_prefix", "left_out_by_template")  # what a document for each turn may mend
 
@@ -35,17 +35,17 @@ def fit_as_prompted(
         The documents; `bad`, if they cannot be rendered either, or why one of them does not fit.
     """
     parts = as_prompted(conversation, renderer.train_on)
+    if not parts:
+        return bad
     try:
         examples = [render_one(part, renderer) for part in parts]
     except BadRow:
         return bad
-    pairs = zip(parts, examples, strict=True)
+    rewrites = [*_most(examples), Rewrite(PROMPTED, len(parts))]
     try:
-        fitted = [fit(part, example, seq_len, policy, renderer) for part, example in pairs]
+        return fit_parts(parts, examples, rewrites, seq_len, policy, renderer)
     except BadRow as too_long:
         return too_long
-    turns = Turns(*map(sum, zip(*(example.turns for example in examples), strict=True)))
-    return Served(together(fitted), (*_most(examples), Rewrite(PROMPTED, len(parts))), turns)
 
 
 def _most(examples: list[TokenizedExample]) -> list[Rewrite]:
@@ -66,7 +66,7 @@ def as_prompted(conversation: Conversation, train_on: str) -> list[Conversation]
     messages = flagged(conversation, train_on).messages
     found = []
     for i, message in enumerate(messages):
-        if message.role == "assistant" and (message.train if train_on == "flags" else message.train is not False):
+        if is_trained(message, train_on):
             context = (replace(m, train=False) if m.role == "assistant" else m for m in messages[:i])
             found.append(replace(conversation, messages=(*context, message), is_prompted=True))
     return found

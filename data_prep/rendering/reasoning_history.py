@@ -7,32 +7,14 @@ the last question. So a turn is never prompted with the reasoning of turns befor
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
-from data_prep.conversation import BadRow, Conversation, Message
+from data_prep.conversation import Conversation, Message
 from data_prep.rendering import reasoning
-from data_prep.rendering.labels import TokenizedExample, Turns
-from data_prep.rendering.long_rows import Fitted, exchanges_of, fit, flagged
+from data_prep.rendering.labels import TokenizedExample
+from data_prep.rendering.long_rows import exchanges_of, fit, flagged
 from data_prep.rendering.renderer import Renderer
 from data_prep.rendering.rewrites import HISTORY, LEFT_OUT, Rewrite
-
-
-class Served(NamedTuple):
-    """A row that fits, and what is counted of it."""
-
-    fitted: Fitted
-    rewrites: tuple[Rewrite, ...]
-    turns: Turns
-
-    @property
-    def num_trained(self) -> int:
-        """Tokens that count in the loss."""
-        return sum(example.num_trained for example in self.fitted.examples)
-
-    @property
-    def num_tokens(self) -> int:
-        """Of all its documents."""
-        return sum(example.num_tokens for example in self.fitted.examples)
+from data_prep.rendering.row_parts import Served, fit_parts, is_trained, render_one
 
 
 def fit_as_served(
@@ -50,27 +32,9 @@ def fit_as_served(
     if len(parts) == 1 and parts[0] is conversation:
         return Served(fit(conversation, example, seq_len, policy, renderer), example.rewrites, example.turns)
     examples = [render_one(part, renderer) for part in parts]
-    pairs = zip(parts, examples, strict=True)
-    fitted = [fit(part, own, seq_len, policy, renderer) for part, own in pairs]
     # What the template left out of the whole row is trained in a document of its own.
     rewrites = [rewrite for rewrite in example.rewrites if rewrite.name != LEFT_OUT]
-    turns = Turns(*map(sum, zip(*(own.turns for own in examples), strict=True)))
-    return Served(together(fitted), (*rewrites, Rewrite(HISTORY, len(parts))), turns)
-
-
-def render_one(part: Conversation, renderer: Renderer) -> TokenizedExample:
-    """A part of a row; a BadRow is raised."""
-    (result,) = renderer.render([part])
-    if isinstance(result, BadRow):
-        raise result
-    return result
-
-
-def together(fitted: list[Fitted]) -> Fitted:
-    """What the parts of a row became, as what the row became."""
-    examples = [example for one in fitted for example in one.examples]
-    how = next((one.how for one in fitted if one.how), None)
-    return Fitted(examples, sum(one.lost_tokens for one in fitted), how)
+    return fit_parts(parts, examples, [*rewrites, Rewrite(HISTORY, len(parts))], seq_len, policy, renderer)
 
 
 def as_served(conversation: Conversation, train_on: str) -> list[Conversation]:
@@ -89,7 +53,7 @@ def as_served(conversation: Conversation, train_on: str) -> list[Conversation]:
     for start, end in zip([0, *ends], [*ends, len(exchanges)], strict=True):
         context = [_as_context(m) for exchange in exchanges[:start] for m in exchange]
         own = [m for exchange in exchanges[start:end] for m in exchange]
-        if any(_is_trained(m, train_on) for m in own):
+        if any(is_trained(m, train_on) for m in own):
             found.append(replace(conversation, messages=(*system, *context, *own)))
     return found
 
@@ -98,9 +62,3 @@ def _as_context(message: Message) -> Message:
     if message.role != "assistant":
         return message
     return replace(reasoning.without(message), train=False)
-
-
-def _is_trained(message: Message, train_on: str) -> bool:
-    if message.role != "assistant":
-        return False
-    return message.train is True if train_on == "flags" else message.train is not False

@@ -16,9 +16,10 @@ from data_prep.rendering.chat_templates import resolve_chat_template
 from data_prep.rendering.labels import TokenizedExample
 from data_prep.rendering.long_rows import fit
 from data_prep.rendering.prompted_turns import can_be_split, fit_as_prompted
-from data_prep.rendering.reasoning_history import Served, fit_as_served
+from data_prep.rendering.reasoning_history import fit_as_served
 from data_prep.rendering.renderer import Renderer
 from data_prep.rendering.rewrites import MASKED, Rewrite
+from data_prep.rendering.row_parts import Served
 from data_prep.sources.evaluation_files import evaluation_index
 from data_prep.sources.raw_rows import RawRow
 from data_prep.sources.row_forms import RowReader

@@ -19,9 +19,8 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
 import train.preflight
-from tests.support.in_process import as_a_fresh_process
+from tests.support.sharded_runs import run
 from train.loop.trainer import PackedSFTTrainer
-from train.sft import main
 
 
 def tell_of_gpus() -> None:
@@ -52,14 +51,6 @@ def stopping_at(step: int) -> Iterator[None]:
         yield
     finally:
         PackedSFTTrainer.training_step = original
-
-
-def run(config: str) -> None:
-    with as_a_fresh_process():
-        code = main(["--config", config])
-    if code:
-        sys.exit(f"{config}: train.sft ended with {code}")
-    print(f"rank {os.environ['RANK']} has run {config}", flush=True)
 
 
 if __name__ == "__main__":

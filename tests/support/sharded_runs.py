@@ -26,11 +26,16 @@ def tell_who_reads() -> None:
     modeling_utils.load_state_dict = telling
 
 
+def run(config: str) -> None:
+    """Train, and tell that this process has; another end than 0 ends the process."""
+    with as_a_fresh_process():
+        code = main(["--config", config])
+    if code:
+        sys.exit(f"{config}: train.sft ended with {code}")
+    print(f"rank {os.environ['RANK']} has run {config}", flush=True)
+
+
 if __name__ == "__main__":
     tell_who_reads()
     for config in sys.argv[1:]:
-        with as_a_fresh_process():
-            code = main(["--config", config])
-        if code:
-            sys.exit(f"{config}: train.sft ended with {code}")
-        print(f"rank {os.environ['RANK']} has run {config}", flush=True)
+        run(config)

@@ -6,19 +6,16 @@ The launch file is the shipped one; see tests/support/fsdp_runs.py for what lets
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 
-from tests.conftest import ROOT
 from tests.support.export_runs import run_export
 from tests.support.in_process import assert_equal_training, assert_equal_weights, train_plainly
 from tests.support.references import LEARNING_RATE, LORA, SEED, STEPS, adamw, adapted, adapters, load
-from tests.support.training import TIMEOUT, environment, history, make_shards, run_config
+from tests.support.training import history, launch_runs, make_shards, run_config
 
 RUNS = {
     "full": ("llama", {"gradient_checkpointing": True}),
@@ -52,14 +49,7 @@ def ran(shards, tiny_model_dir, tmp_path_factory) -> Path:
 
 
 def launch(arguments: list[str], log: Path) -> None:
-    accelerate = str(Path(sys.executable).with_name("accelerate"))
-    command = [accelerate, "launch", "--config_file", "configs/accelerate/fsdp2.yaml", "--num_processes", "2"]
-    command += ["--main_process_port", "0", "-m", "tests.support.fsdp_runs", *arguments]
-    with log.open("w") as out:
-        subprocess.run(
-            command, cwd=ROOT, env=environment(), stdout=out, stderr=subprocess.STDOUT, timeout=2 * TIMEOUT, check=False
-        )
-    said = log.read_text()
+    said = launch_runs("fsdp2", "fsdp_runs", arguments, log, "--num_processes", "2")
     last = arguments[-1].partition("@")[0]
     assert said.count(f"rank 0 has run {last}") == said.count(f"rank 1 has run {last}") == 2, said[-6000:]
     assert said.count("2 process(es), FSDP") == said.count("packed documents are isolated") == len(arguments) + 1

@@ -7,8 +7,6 @@ order of rows does not matter. All runs of a stage share one launch.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +16,6 @@ import pytest
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT
 from tests.support.export_runs import run_export
 from tests.support.in_process import assert_equal_training, assert_equal_weights, train_plainly
 from tests.support.references import (
@@ -37,7 +34,7 @@ from tests.support.references import (
     optimizer,
     smoothed,
 )
-from tests.support.training import TIMEOUT, environment, history, make_shards, run_config
+from tests.support.training import history, launch_runs, make_shards, run_config
 
 
 class Mode(NamedTuple):
@@ -125,19 +122,7 @@ def ran(shards, tiny_model_dir, tmp_path_factory):
 
 def launch(stage: str, configs: list[Path], log: Path) -> None:
     """Two processes under ZeRO run train.sft for each config."""
-    command = [Path(sys.executable).with_name("accelerate"), "launch", "--main_process_port", "0"]
-    command += [
-        "--config_file",
-        f"configs/accelerate/cpu_zero{stage}.yaml",
-        "-m",
-        "tests.support.sharded_runs",
-        *configs,
-    ]
-    with log.open("w") as out:
-        subprocess.run(
-            command, cwd=ROOT, env=environment(), stdout=out, stderr=subprocess.STDOUT, timeout=2 * TIMEOUT, check=False
-        )
-    said = log.read_text()
+    said = launch_runs(f"cpu_zero{stage}", "sharded_runs", configs, log)
     ended = all(f"rank {rank} has run {configs[-1]}" in said for rank in (0, 1))
     assert ended, said[-6000:]
     assert said.count("2 process(es), DEEPSPEED") == said.count("packed documents are isolated") == len(configs)

@@ -14,6 +14,7 @@ from data_prep.rendering.chat_templates import ChatTemplate, resolve_chat_templa
 from data_prep.rendering.labels import Turns
 from data_prep.rendering.renderer import Renderer
 from data_prep.shards import IGNORE_INDEX
+from tests.support.trained_parts import trained_parts
 from tests.support.word_tokenizer import MORE_SPECIAL, TOOLS, make_word_tokenizer
 
 TRL_TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -50,15 +51,6 @@ def rendered(renderer: Renderer, *messages: Message, tools=()):
     (result,) = renderer.render([Conversation(messages, "s", 0, tools)])
     assert not isinstance(result, BadRow), result
     return result
-
-
-def trained_parts(tokenizer, example) -> list[tuple[str, str]]:
-    """Each run of trained tokens: the text before it, and its own."""
-    is_trained = [*(example.labels != IGNORE_INDEX), False]
-    starts = [i for i, now in enumerate(is_trained) if now and not (i and is_trained[i - 1])]
-    ends = [next(j for j in range(i, len(is_trained)) if not is_trained[j]) for i in starts]
-    ids = example.input_ids
-    return [(tokenizer.decode(ids[:i]), tokenizer.decode(ids[i:j])) for i, j in zip(starts, ends, strict=True)]
 
 
 def asked(tokenizer, template: ChatTemplate, before: tuple[Message, ...], *, thinks: bool) -> str:

@@ -90,6 +90,12 @@ def test_what_may_be_split():
     assert not can_be_split(Conversation(TALK[:2], "s", 0), bad)
 
 
+def test_a_row_of_which_no_turn_is_trained_keeps_its_reason(gemma4):
+    renderer = Renderer(gemma4, resolve_chat_template("tokenizer", gemma4), train_on="flags")
+    bad = BadRow("template_not_prefix", "")
+    assert fit_as_prompted(Conversation(TALK, "s", 0), bad, 999, "drop", renderer) is bad
+
+
 def test_what_cannot_be_rendered_in_parts_keeps_its_reason():
     tokenizer = tokenizer_for(published("gemma4"))  # prints no reasoning in a last answer
     renderer, bad = (

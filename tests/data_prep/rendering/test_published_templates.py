@@ -17,8 +17,8 @@ from data_prep.rendering.chat_templates import ChatTemplate, resolve_chat_templa
 from data_prep.rendering.labels import TokenizedExample
 from data_prep.rendering.prompted_turns import can_be_split, fit_as_prompted
 from data_prep.rendering.renderer import Renderer
-from data_prep.shards import IGNORE_INDEX
 from tests.support.published_templates import published, tokenizer_for
+from tests.support.trained_parts import trained_parts
 
 WORD = {"type": "object", "properties": {"word": {"type": "string", "description": "any"}}, "required": ["word"]}
 TOOLS = [{"type": "function", "function": {"name": "look_up", "description": "Looks it up.", "parameters": WORD}}]
@@ -110,15 +110,6 @@ def documents(renderer: Renderer, row: str) -> tuple[str, list[TokenizedExample]
     return (result.reason, []) if isinstance(result, BadRow) else ("taken", [result])
 
 
-def prompts_and_answers(tokenizer, example: TokenizedExample) -> Iterator[tuple[str, str]]:
-    """Each run of trained tokens: the text of the document before it, and its own."""
-    is_trained = [*(example.labels != IGNORE_INDEX), False]
-    for i, now in enumerate(is_trained):
-        if now and not (i and is_trained[i - 1]):
-            end = is_trained.index(False, i)
-            yield tokenizer.decode(example.input_ids[:i]), tokenizer.decode(example.input_ids[i:end])
-
-
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_becomes_of_a_row(name, row):
@@ -130,7 +121,7 @@ def test_what_becomes_of_a_row(name, row):
 def test_each_turn_is_trained_after_what_a_server_prompts_with(name, row):
     renderer = renderer_of(name)
     _, examples = documents(renderer, row)
-    found = [pair for example in examples for pair in prompts_and_answers(renderer.tokenizer, example)]
+    found = trained_parts(renderer.tokenizer, *examples)
     assert not examples or len(found) == len(list(served(renderer.template.text, row, renderer)))
     for (before, said), prompts in zip(found, served(renderer.template.text, row, renderer), strict=False):
         assert before in prompts, said
@@ -174,8 +165,8 @@ def test_built_in_templates_equal_trls_variants_for_training(ours, theirs, row):
         assert tokenizer.decode(example.input_ids).rstrip() == without(
             DIFFERS[ours, theirs], tokenizer.decode(reference.input_ids)
         )
-        said = [said for _, said in prompts_and_answers(tokenizer, example)]
-        assert said == [without(DIFFERS[ours, theirs], said) for _, said in prompts_and_answers(tokenizer, reference)]
+        said = [said for _, said in trained_parts(tokenizer, example)]
+        assert said == [without(DIFFERS[ours, theirs], said) for _, said in trained_parts(tokenizer, reference)]
 
 
 def without(parts: tuple[str, ...], text: str) -> str:

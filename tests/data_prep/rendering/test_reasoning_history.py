@@ -13,7 +13,7 @@ from data_prep.rendering.chat_templates import ChatTemplate, resolve_chat_templa
 from data_prep.rendering.labels import Turns
 from data_prep.rendering.reasoning_history import as_served, fit_as_served
 from data_prep.rendering.renderer import Renderer
-from data_prep.shards import IGNORE_INDEX
+from tests.support.trained_parts import trained_parts
 from tests.support.word_tokenizer import TOOLS
 
 TRL_TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -57,23 +57,11 @@ def served(renderer: Renderer, *messages: Message, tools=(), seq_len: int = 4096
     return fit_as_served(talk, whole, seq_len, policy, renderer)
 
 
-def prompts_and_answers(tokenizer, examples) -> list[tuple[str, str]]:
-    """Each run of trained tokens: the text of the document before it, and its own."""
-    found = []
-    for example in examples:
-        is_trained = [*(example.labels != IGNORE_INDEX), False]
-        starts = [i for i, now in enumerate(is_trained) if now and not (i and is_trained[i - 1])]
-        for i in starts:
-            end = is_trained.index(False, i)
-            found.append((tokenizer.decode(example.input_ids[:i]), tokenizer.decode(example.input_ids[i:end])))
-    return found
-
-
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_training", "nemotron_3_nano_training", "nemotron_3_ultra_training"])
 def test_each_turn_is_trained_once_after_the_prompt_that_a_server_makes(tokenizer, name):
     renderer = renderer_of(name, tokenizer)
     result = served(renderer, *TALK)
-    found = prompts_and_answers(tokenizer, result.fitted.examples)
+    found = trained_parts(tokenizer, *result.fitted.examples)
     assert len(result.fitted.examples) == 2 and len(found) == 4
     answers = [i for i, m in enumerate(TALK) if m.role == "assistant"]
     for i, (before, own) in zip(answers, found, strict=True):
@@ -93,7 +81,7 @@ def test_each_turn_is_trained_once_after_the_prompt_that_a_server_makes(tokenize
 
 def test_the_steps_of_one_exchange_keep_their_reasoning(tokenizer):
     result = served(renderer_of("qwen3", tokenizer), *STEPS, tools=TOOLS)
-    first, (before, call), (between, done) = prompts_and_answers(tokenizer, result.fitted.examples)
+    first, (before, call), (between, done) = trained_parts(tokenizer, *result.fitted.examples)
     assert "reason 0" in first[1] and "reason 0" not in between
     assert "which word" in call and "which word" in between and "it is there" in done
     assert "Answer 0." in before
@@ -125,13 +113,13 @@ def test_which_turns_are_trained_stays_as_it_was(tokenizer, train_on, trained):
         *exchange(3, "reason 3", train=True),
     )
     result = served(renderer_of("qwen3", tokenizer, train_on=train_on), *talk)
-    found = prompts_and_answers(tokenizer, result.fitted.examples)
+    found = trained_parts(tokenizer, *result.fitted.examples)
     assert [own.split("</think>\n\n")[-1] for _, own in found] == [f"{answer}<|im_end|>" for answer in trained]
 
 
 def test_reasoning_inside_answers_is_found_too(tokenizer):
     inline = (Message("user", "Why?"), Message("assistant", "<think>\nhm\n</think>\n\nSo."), *exchange(1, None))
-    found = prompts_and_answers(tokenizer, served(renderer_of("chatml", tokenizer), *inline).fitted.examples)
+    found = trained_parts(tokenizer, *served(renderer_of("chatml", tokenizer), *inline).fitted.examples)
     assert [own for _, own in found] == ["<think>\nhm\n</think>\n\nSo.<|im_end|>", "Answer 1.<|im_end|>"]
     assert "hm" not in found[1][0] and "So." in found[1][0]
 
