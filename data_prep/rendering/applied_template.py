@@ -6,7 +6,10 @@ from datetime import date
 from typing import Any
 
 from data_prep.conversation import BadRow
+from data_prep.rendering.call_ids import with_call_ids
 from data_prep.rendering.chat_templates import ChatTemplate
+from data_prep.rendering.generation_prompts import STAND_IN, Closings, after_prompt
+from data_prep.rendering.reasoning import TAG_END
 from data_prep.tokenization.encoded_text import Span
 
 # Some templates print today's date. A run that goes on the next day has to make the same bytes, so the date is one that
@@ -21,10 +24,16 @@ class AppliedTemplate:
 
     Args:
         arguments: what the template may print besides messages and tools, such as the special tokens.
+
+    Attributes:
+        closings: what ends turns, where the template prints it with the next turn.
+        makes_call_ids: whether calls of tools are given ids.
     """
 
     def __init__(self, template: ChatTemplate, arguments: dict[str, Any]):
         self._template, self._arguments = template, arguments
+        self.closings = Closings()
+        self.makes_call_ids = False
 
     def __call__(
         self,
@@ -43,6 +52,8 @@ class AppliedTemplate:
         """
         from transformers.utils import chat_template_utils as library
 
+        if self.makes_call_ids:
+            messages = with_call_ids(messages)
         try:
             compiled = library._compile_jinja_template(self._template.text)  # kept by the library
             compiled.globals["strftime_now"] = _TODAY.strftime
@@ -95,9 +106,12 @@ class AppliedTemplate:
             BadRow: "template_not_prefix": where the turn begins cannot be told.
         """
         *before, last = messages
-        prompt, context = self._context(before, tools, thinks)
-        answer = self._answer_after(prompt, before, last, tools, thinks)
-        return prompt + answer, [*context, (len(prompt), len(prompt) + len(answer))]
+        for asked in (thinks, _has_reasoning(last)):
+            prompt, context = self._context(before, tools, asked)
+            answer = self._answer_after(prompt, messages, tools, asked)
+            if answer is not None:
+                return prompt + answer, [*context, (len(prompt), len(prompt) + len(answer))]
+        raise self._no_prefix(before, tools)
 
     def _context(
         self, messages: list[dict[str, Any]], tools: list[Any] | None, thinks: bool | None
@@ -108,27 +122,45 @@ class AppliedTemplate:
         return prompt, spans
 
     def _answer_after(
-        self,
-        prompt: str,
-        before: list[dict[str, Any]],
-        last: dict[str, Any],
-        tools: list[Any] | None,
-        thinks: bool | None,
-    ) -> str:
+        self, prompt: str, messages: list[dict[str, Any]], tools: list[Any] | None, thinks: bool | None
+    ) -> str | None:
         """What the model says after the prompt, also where the template prints the turns before otherwise by then."""
-        text, marked = self([*before, last], tools, with_spans=self._template.has_marks, thinks=thinks)
+        *before, _ = messages
+        text, marked = self(messages, tools, with_spans=self._template.has_marks, thinks=thinks)
+        text += self.closings.of(messages[-1])
         bare, _ = self(before, tools, thinks=thinks)
         cue = prompt[len(bare) :] if prompt.startswith(bare) else ""
         if text.startswith(prompt) and cue:
             return text[len(prompt) :]
+        if not self._template.has_marks:
+            is_silent = not _has_reasoning(messages[-1])
+            return self._after_other_print(prompt, bare, text, before, tools) if is_silent else None
         start, end = _merge_adjacent(marked)[-1] if marked else (0, 0)
         start -= len(cue) if text[:start].endswith(cue) else 0
-        if cue and text.startswith(cue, start):
-            return text[start + len(cue) : end]
-        raise BadRow(
+        return text[start + len(cue) : end] if cue and text.startswith(cue, start) else None
+
+    def _after_other_print(
+        self, prompt: str, bare: str, text: str, before: list[dict[str, Any]], tools: list[Any] | None
+    ) -> str | None:
+        """The turn after a prompt that the template prints otherwise before the turn. Where it adds something, such as
+        an empty block of reasoning, only for a model that is asked not to think: a prompt that is the same for one
+        that is asked to begins the reasoning."""
+        thinking, silent = (self(before, tools, prompt=True, thinks=asked)[0] for asked in (True, False))
+        if prompt != bare and (prompt != silent or thinking == silent):
+            return None
+        stand_in, _ = self([*before, {"role": "assistant", "content": STAND_IN}], tools, thinks=False)
+        return after_prompt(prompt, text, stand_in, str(before[-1]["content"]).strip())
+
+    def _no_prefix(self, before: list[dict[str, Any]], tools: list[Any] | None) -> BadRow:
+        """Why a last turn does not continue its prompt."""
+        bare, _ = self(before, tools)
+        prompt, _ = self(before, tools, prompt=True)
+        return BadRow(
             "template_not_prefix",
-            f"the template prints turn {len(before)} otherwise than after its own generation prompt, so what to train "
-            "cannot be derived: use a built-in template, or put {% generation %} marks into a .jinja file",
+            f"the template prints turn {len(before)} otherwise than after its own generation prompt, which ends in "
+            f"{prompt.removeprefix(bare)[-60:]!r}, so what to train cannot be derived: where the prompt begins the "
+            "model's reasoning, give the answer one; else use a built-in template, or put {% generation %} marks into "
+            "a .jinja file",
         )
 
     def _derive(
@@ -141,20 +173,35 @@ class AppliedTemplate:
             if message["role"] != "assistant":
                 continue
             until, _ = self(messages[: i + 1], tools, thinks=thinks)
-            prompts = (self(messages[:i], tools, prompt=True, thinks=asked)[0] for asked in (thinks, False))
+            if i == len(messages) - 1:
+                text += self.closings.of(message)
+            prompts = (self(messages[:i], tools, prompt=True, thinks=asked)[0] for asked in (thinks, False, True))
             prompt = next((prompt for prompt in prompts if until.startswith(prompt)), None)
-            if prompt is None or not text.startswith(until):
+            if prompt is None:
+                raise self._no_prefix(messages[:i], tools)
+            if not text.startswith(until):
                 raise BadRow(
                     "template_not_prefix",
                     f"the template renders turn {i} differently once later turns follow, so what to train cannot be "
                     "derived: use a built-in template, or put {% generation %} marks into a .jinja file",
                 )
-            spans.append((len(prompt), len(until)))
+            spans.append((len(prompt), self._end_of_turn(text, len(until), message)))
         return text, spans
+
+    def _end_of_turn(self, text: str, end: int, message: dict[str, Any]) -> int:
+        """One past the token that ends a turn, where the template prints it with the next turn."""
+        closing = self.closings.of(message)
+        return end + len(closing) if text.startswith(closing, end) else end
+
+
+def _has_reasoning(message: dict[str, Any]) -> bool:
+    """Whether a message of the form that templates take holds the model's reasoning."""
+    return bool(message.keys() - _PLAIN_KEYS - {"tool_calls"}) or TAG_END in str(message["content"])
 
 
 def _between_others(messages: list[dict[str, Any]], text: str) -> list[Span]:
-    """About where the assistant's turns are: from the end of the content before each to the start of the next one.
+    """About where the assistant's turns are: from the end of the content before each to its own end, or where it calls
+    tools to the start of the next one.
 
     Raises:
         BadRow: "left_out_by_template": another content is not there.
@@ -165,6 +212,8 @@ def _between_others(messages: list[dict[str, Any]], text: str) -> list[Span]:
     for message, content, following in zip(messages, contents, [*contents[1:], None], strict=True):
         if message["role"] == "assistant":
             end = len(text) if following is None else max(at, text.find(following, at))
+            if not message.get("tool_calls") and (found := text.find(content, at, end)) >= 0:
+                end = found + len(content)  # tools may stand before the next question
             spans.append((at, end))
             at = end
         elif message["role"] != "system":  # templates print it anywhere

@@ -20,7 +20,7 @@ _REASONS = ("template_not_prefix", "left_out_by_template")  # what a document fo
 
 def can_be_split(conversation: Conversation, bad: BadRow) -> bool:
     """Whether a row that cannot be rendered as a whole may be one that can in parts."""
-    return bad.reason in _REASONS and sum(m.role == "assistant" for m in conversation.messages) > 1
+    return bad.reason in _REASONS and not conversation.is_prompted
 
 
 def fit_as_prompted(
@@ -41,7 +41,9 @@ def fit_as_prompted(
         examples = [render_one(part, renderer) for part in parts]
     except BadRow:
         return bad
-    rewrites = [*_most(examples), Rewrite(PROMPTED, len(parts))]
+    rewrites = _most(examples)
+    if len(parts) > 1:
+        rewrites.append(Rewrite(PROMPTED, len(parts)))
     try:
         return fit_parts(parts, examples, rewrites, seq_len, policy, renderer)
     except BadRow as too_long:

@@ -95,6 +95,8 @@ class Renderer:
         self._special_tokens: dict[str, Any] = {**tokenizer.special_tokens_map}
         self._adds_bos = adds_bos(tokenizer)
         self._apply = AppliedTemplate(template, self._special_tokens)
+        self._apply.makes_call_ids = template_probe.needs_call_ids(self._apply)
+        self._apply.closings = template_probe.closings(template, self._apply, self.special_ids)
         self._reasoning_place = template_probe.reasoning_place(self._apply)
         self._takes_json_text = template_probe.takes_json_text(self._apply)
         self._skeletons = Skeletons(template, self._apply.answers)
@@ -107,6 +109,7 @@ class Renderer:
         self._asks_not_to_think = (
             block is not None and empty_reasoning == "mask" and template_probe.says_not_to_think(self._apply)
         )
+        self._asks_to_think = template_probe.has_to_be_asked_to_think(self._apply, self._reasoning_place)
         given = template_probe.given_of_answers(template, self._apply, self._reasoning_place)
         self._trained_turns = TrainedTurns(train_on, given, block, empty_reasoning == "mask")
         # The tags of a leading <think> block are the model's own, not quoted.
@@ -225,8 +228,15 @@ class Renderer:
     def _print(self, conversation: Conversation) -> tuple[str, list[Span]]:
         self._check_supported(conversation)
         apply = self._apply.prompted if conversation.is_prompted else self._apply.answers
-        thinks = False if self._asks_not_to_think and not any(m.reasoning for m in conversation.messages) else None
-        return apply(self._template_messages(conversation), list(conversation.tools) or None, thinks)
+        return apply(
+            self._template_messages(conversation), list(conversation.tools) or None, self._thinks(conversation)
+        )
+
+    def _thinks(self, conversation: Conversation) -> bool | None:
+        """What the template is told of a model that thinks in a row as it does in this one; None: nothing."""
+        if any(m.reasoning for m in conversation.messages):
+            return True if self._asks_to_think else None
+        return False if self._asks_not_to_think else None
 
     def _template_messages(self, conversation: Conversation) -> list[dict[str, Any]]:
         """The messages with reasoning and arguments in the form that the template prints."""

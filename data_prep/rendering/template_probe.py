@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from itertools import takewhile
 from typing import Any, NamedTuple
 
 from data_prep.conversation import BadRow, Conversation, Message, ToolCall
 from data_prep.rendering.applied_template import AppliedTemplate
+from data_prep.rendering.call_ids import with_call_ids
 from data_prep.rendering.chat_templates import ChatTemplate
+from data_prep.rendering.generation_prompts import Closings, closing_of, common_start
 from data_prep.rendering.labels import TokenizedExample
 from data_prep.rendering.reasoning import inline
 from data_prep.shards import IGNORE_INDEX
 
 REASONING = "They greet me."
 QUESTION, ANSWER = Message("user", "Say hello."), Message("assistant", "Hello.")
+_CALL = ToolCall("look_up", {})
 _ARGUMENTS: dict[str, Any] = {"word": "hello", "times": None}
 PARTS = "parts"  # reasoning and answer as a list of typed contents
 _PLACES = ("reasoning_content", "reasoning", "thinking", "thought", PARTS)
+
+_ENDS_IN_PROMPT = (
+    "chat_template {!r} prints the header of a next answer after the last one, so a model would learn to write it. "
+    "Expected it with `add_generation_prompt` alone: use a built-in template, or mend a copy in a .jinja file"
+)
 
 Render = Callable[[Sequence[Conversation]], "list[TokenizedExample | BadRow]"]
 
@@ -27,7 +34,7 @@ Render = Callable[[Sequence[Conversation]], "list[TokenizedExample | BadRow]"]
 def reasoning_place(apply: AppliedTemplate) -> str | None:
     """The field of a message whose reasoning the template prints, in an answer or next to a call; PARTS; or None."""
     question, answer = QUESTION.as_dict(), ANSWER.as_dict()
-    call = {**answer, "content": "", "tool_calls": [ToolCall("look_up", {}).as_dict()]}
+    call = {**answer, "content": "", "tool_calls": [_CALL.as_dict()]}
     for place in _PLACES:
         for turn in (answer, call):
             with suppress(BadRow):
@@ -44,6 +51,19 @@ def with_reasoning(message: dict[str, Any], reasoning: str, place: str) -> dict[
         return {**message, place: reasoning}
     parts = [{"type": "thinking", "thinking": reasoning}, {"type": "text", "text": message["content"]}]
     return {**message, "content": parts}
+
+
+def needs_call_ids(apply: AppliedTemplate) -> bool:
+    """Whether the template refuses a call without an id, and takes one with it."""
+    call = {"role": "assistant", "content": "", "tool_calls": [_CALL.as_dict()]}
+    messages = [QUESTION.as_dict(), call, {"role": "tool", "content": "found"}]
+    with suppress(BadRow):
+        apply(messages, None)
+        return False
+    with suppress(BadRow):
+        apply(with_call_ids(messages), None)
+        return True
+    return False
 
 
 def takes_json_text(apply: AppliedTemplate) -> bool:
@@ -68,6 +88,7 @@ class Given(NamedTuple):
     Attributes:
         prefix: after a question, with the beginning of the reasoning where the prompt holds it.
         opening: the same, where the model is asked to think.
+        silent: the same, where it is asked not to.
         header: the part of it that a turn without reasoning begins with; such a turn is none that the model is prompted
             for. None where such turns begin with all of it, or with an empty block of reasoning.
         after_tool: after the result of a call, where that is something else.
@@ -75,6 +96,7 @@ class Given(NamedTuple):
 
     prefix: str = ""
     opening: str = ""
+    silent: str = ""
     header: str | None = None
     after_tool: str = ""
 
@@ -96,15 +118,19 @@ def given_of_answers(template: ChatTemplate, apply: AppliedTemplate, place: str 
         with_reasoning(answer, REASONING, place) if place else {**answer, "content": inline(REASONING, ANSWER.content)}
     )
     try:
-        rendered = [apply([QUESTION.as_dict(), turn], None, with_spans=True) for turn in (answer, thinks)]
-        prompt, asked = (apply([QUESTION.as_dict()], None, prompt=True, thinks=thinks)[0] for thinks in (None, True))
+        rendered = [
+            apply([QUESTION.as_dict(), turn], None, with_spans=True, thinks=asked)
+            for turn, asked in ((answer, None), (thinks, None), (answer, False), (thinks, True))
+        ]
+        prompt, asked, asked_not = (
+            apply([QUESTION.as_dict()], None, prompt=True, thinks=thinks)[0] for thinks in (None, True, False)
+        )
     except BadRow:
         return Given()  # `end_token_ids` says it better
     if not all(spans for _, spans in rendered):
         return Given()
-    fits = [_begins_with(text, prompt, spans[0][0]) for text, spans in rendered]
-    text, spans = rendered[0]
-    start = spans[0][0]
+    (text, start), (reasoned, after), silent, thinking = ((text, spans[0][0]) for text, spans in rendered)
+    fits = [_begins_with(text, prompt, start), _begins_with(reasoned, prompt, after)]
     if not any(fits):
         raise ValueError(
             f"chat_template {template.origin!r}: what is trained begins after {text[:start][-40:]!r}, but the "
@@ -112,12 +138,14 @@ def given_of_answers(template: ChatTemplate, apply: AppliedTemplate, place: str 
             "never trained on. Let `add_generation_prompt` end where `{% generation %}` begins"
         )
     needs_reasoning = not fits[0] and place is None
-    header = _common(prompt, text)[start:] if needs_reasoning else None
-    prefix, opening = prompt[rendered[fits.index(True)][1][0][0] :], ""
-    if _begins_with(rendered[1][0], asked, rendered[1][1][0][0]):
-        opening = asked[rendered[1][1][0][0] :]
     after_tool = _given_after_tool(apply)
-    return Given(prefix, opening, header, "" if after_tool in (prefix, opening) else after_tool)
+    given = Given(
+        prompt[(start if fits[0] else after) :],
+        _rest_of(asked, *thinking),
+        _rest_of(asked_not, *silent),
+        common_start(prompt, text)[start:] if needs_reasoning else None,
+    )
+    return given if after_tool in given else given._replace(after_tool=after_tool)
 
 
 def says_not_to_think(apply: AppliedTemplate) -> bool:
@@ -130,21 +158,37 @@ def says_not_to_think(apply: AppliedTemplate) -> bool:
     return texts[0] != texts[1]
 
 
+def has_to_be_asked_to_think(apply: AppliedTemplate, place: str | None) -> bool:
+    """Whether a turn with reasoning continues the prompt for a model that is asked to think, and not the usual one."""
+    if place is None:
+        return False
+    turn = with_reasoning(ANSWER.as_dict(), REASONING, place)
+    try:
+        usual, asked = (
+            apply([QUESTION.as_dict(), turn], None, thinks=thinks)[0].startswith(
+                apply([QUESTION.as_dict()], None, prompt=True, thinks=thinks)[0]
+            )
+            for thinks in (None, True)
+        )
+    except BadRow:
+        return False
+    return asked and not usual
+
+
 def _given_after_tool(apply: AppliedTemplate) -> str:
-    call = {"role": "assistant", "content": "", "tool_calls": [ToolCall("look_up", {}).as_dict()]}
+    call = {"role": "assistant", "content": "", "tool_calls": [_CALL.as_dict()]}
     before = [QUESTION.as_dict(), call, {"role": "tool", "content": "found"}]
     try:
         text, spans = apply([*before, ANSWER.as_dict()], None, with_spans=True)
         prompt, _ = apply(before, None, prompt=True)
     except BadRow:
         return ""
-    return prompt[spans[-1][0] :] if spans and _begins_with(text, prompt, spans[-1][0]) else ""
+    return _rest_of(prompt, text, spans[-1][0]) if spans else ""
 
 
-def _common(first: str, second: str) -> str:
-    """The text that both begin with."""
-    pairs = zip(first, second, strict=False)
-    return first[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))]
+def _rest_of(prompt: str, text: str, start: int) -> str:
+    """What of a prompt stands in the marks of the text, that begin at `start`; nothing where the text is another."""
+    return prompt[start:] if _begins_with(text, prompt, start) else ""
 
 
 def _begins_with(text: str, prompt: str, start: int) -> bool:
@@ -152,8 +196,34 @@ def _begins_with(text: str, prompt: str, start: int) -> bool:
     return text.startswith(prompt) and len(prompt) >= start
 
 
+def closings(template: ChatTemplate, apply: AppliedTemplate, tokens: Collection[str]) -> Closings:
+    """What the template prints at the end of a turn only once the next one is there; nothing where marks say it.
+
+    Args:
+        tokens: the control tokens.
+    """
+    if template.has_marks:
+        return Closings()
+    question, call = QUESTION.as_dict(), {"role": "assistant", "content": "", "tool_calls": [_CALL.as_dict()]}
+    result = {"role": "tool", "content": "found"}
+    return Closings(
+        _closing(apply, [question, ANSWER.as_dict(), question], ANSWER.content, tokens),
+        _closing(apply, [question, call, result], "", tokens),
+    )
+
+
+def _closing(apply: AppliedTemplate, messages: list[dict[str, Any]], ending: str, tokens: Collection[str]) -> str:
+    """See `closings`; nothing where the text of the turns before the last already ends in a control token."""
+    with suppress(BadRow):
+        text, followed = (apply(part, None)[0] for part in (messages[:-1], messages))
+        is_ended = not text.endswith(ending) or text.rstrip().endswith(tuple(tokens))
+        return "" if is_ended else closing_of(text, followed, tokens)
+    return ""
+
+
 def end_token_ids(template: ChatTemplate, tokenizer: str, given: Given, render: Render) -> list[int]:
-    """The ids that end a turn.
+    """The ids that end a turn, of the first of the conversations that can be rendered: an answer, one with reasoning,
+    or either after the prompt of a server.
 
     Args:
         tokenizer: its name, for the message.
@@ -162,13 +232,23 @@ def end_token_ids(template: ChatTemplate, tokenizer: str, given: Given, render: 
     Raises:
         ValueError: the conversation cannot be rendered and labelled.
     """
-    reasoning = None if given.header is None else REASONING
-    flagged = Message("assistant", ANSWER.content, train=True, reasoning=reasoning)
-    example = render([Conversation((QUESTION, flagged), "probe", 0)])[0]
+    thinks = (False, True) if given.header is None else (True,)
+    by_itself = (False,) if template.has_marks else (False, True)
+    tried = [_probe(with_it, is_prompted) for with_it in thinks for is_prompted in by_itself]
+    results = render(tried)
+    example = next((result for result in results if not isinstance(result, BadRow)), results[0])
     if isinstance(example, BadRow):
         raise ValueError(
             f"chat_template {template.origin!r} cannot be trained on with the tokenizer "
             f"{tokenizer!r}: {example.detail} ({example.reason})"
         )
-    trained = example.input_ids[example.labels != IGNORE_INDEX]
-    return [int(trained[-1])]
+    is_trained = example.labels != IGNORE_INDEX
+    first, end = int(is_trained.argmax()), int(example.input_ids[is_trained][-1])
+    if first and end == example.input_ids[first - 1]:
+        raise ValueError(_ENDS_IN_PROMPT.format(template.origin))
+    return [end]
+
+
+def _probe(with_reasoning: bool, is_prompted: bool) -> Conversation:
+    answer = Message("assistant", ANSWER.content, train=True, reasoning=REASONING if with_reasoning else None)
+    return Conversation((QUESTION, answer), "probe", 0, is_prompted=is_prompted)

@@ -78,8 +78,10 @@ class TrainedTurns(NamedTuple):
         start, end = span
         if block_end is not None and self.masks_block:
             return LooseSpan(block_end, end)
-        prefixes = (prefix.removeprefix(self.given.header or "") for prefix in (self.given.prefix, self.given.opening))
-        prefix = next((prefix for prefix in prefixes if prefix and text.startswith(prefix, start)), "")
+        silent = self.given.silent if block_end is None else ""  # an empty block may be asked for as trained
+        given = (self.given.prefix, self.given.opening, silent)
+        prefixes = (prefix.removeprefix(self.given.header or "") for prefix in given)
+        prefix = max((prefix for prefix in prefixes if text.startswith(prefix, start)), key=len, default="")
         if not prefix:
             if self.given.header is not None and block_end is None:
                 raise BadRow("no_reasoning", _NO_REASONING.format(self.given.prefix))

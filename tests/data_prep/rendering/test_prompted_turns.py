@@ -87,7 +87,8 @@ def test_what_may_be_split():
     talk, bad = Conversation(TALK, "s", 0), BadRow("template_not_prefix", "")
     assert can_be_split(talk, bad) and can_be_split(talk, BadRow("left_out_by_template", ""))
     assert not can_be_split(talk, BadRow("too_long", ""))
-    assert not can_be_split(Conversation(TALK[:2], "s", 0), bad)
+    assert can_be_split(Conversation(TALK[:2], "s", 0), bad)  # a prompt may hold what no turn does
+    assert not can_be_split(Conversation(TALK, "s", 0, is_prompted=True), bad)
 
 
 def test_a_row_of_which_no_turn_is_trained_keeps_its_reason(gemma4):

@@ -1,0 +1,185 @@
+"""Templates whose generation prompts and turns differ, made after published ones.
+
+What is trained is what a model says after the prompt of a server, with the token that stops it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from data_prep.conversation import BadRow, Conversation, Message, ToolCall
+from data_prep.rendering.call_ids import with_call_ids
+from data_prep.rendering.chat_templates import resolve_chat_template
+from data_prep.rendering.generation_prompts import STAND_IN, after_prompt, closing_of
+from data_prep.rendering.prompted_turns import can_be_split, fit_as_prompted
+from data_prep.rendering.renderer import Renderer
+from tests.support.published_templates import published, tokenizer_for
+from tests.support.trained_parts import trained_parts
+
+TALK = (Message("user", "Hi?"), Message("assistant", "Yes."), Message("user", "So?"), Message("assistant", "No."))
+CALLS = (
+    *(Message("user", "Hi?"), Message("assistant", "", tool_calls=(ToolCall("look", {"at": "it"}),))),
+    *(Message("tool", "found"), Message("assistant", "Yes.")),
+)
+HEAD = "{% for m in messages %}{% if m.role != 'assistant' %}<|{{ m.role }}|>{{ m.content }}{% else %}<|assistant|>"
+# The prompt of a model that shall not think holds an empty block, which no turn does (Gemma 4, distilled R1).
+BLOCK_IN_PROMPT = (
+    HEAD + "{{ m.content }}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>"
+    "{{ '<think>' if enable_thinking is defined and enable_thinking else '<think></think>' }}{% endif %}"
+)
+# The same, and each turn repeats the end of the block (DeepSeek V3.2).
+END_IN_TURN = BLOCK_IN_PROMPT.replace("{{ m.content }}<|end|>", "</think>{{ m.content }}<|end|>")
+# The prompt begins the reasoning, whatever the model is asked for (MiniMax M2).
+ALWAYS_THINKS = BLOCK_IN_PROMPT.replace("else '<think></think>'", "else '<think>'")
+# The end of a turn is the beginning of the next one (GLM).
+NEXT_TURN_ENDS = (
+    "{% for m in messages %}<|{{ 'observation' if m.role == 'tool' else m.role }}|>{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}{# tools #}"
+)
+# The system prompt stands before the last question, where that is the last message (Mistral NeMo).
+SYSTEM_LAST = (
+    "{% set ns = namespace(system='') %}{% for m in messages %}{% if m.role == 'system' %}"
+    "{% set ns.system = m.content + '\n' %}{% elif m.role == 'user' %}[INST]{{ ns.system if loop.last }}{{ m.content }}"
+    "[/INST]{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}"
+)
+# A call needs an id of nine letters and digits (Mistral).
+WITH_IDS = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% elif m.role == 'tool' %}"
+    "[TOOL_RESULTS]{{ m.tool_call_id }}:{{ m.content }}[/TOOL_RESULTS]{% else %}{% for call in m.tool_calls or [] %}"
+    "{{ raise_exception('ids') if call.id | length != 9 }}{{ call.function | tojson }}{{ call.id }}{% endfor %}"
+    "{{ m.content }}<|end|>{% endif %}{% endfor %}{# tools #}"
+)
+# Marks that begin before the prompt for a model that shall not think ends (Laguna).
+MARKED = (
+    "{% set thinks = enable_thinking is not defined or enable_thinking %}{% for m in messages %}"
+    "{% if m.role != 'assistant' %}<|{{ m.role }}|>{{ '/no' if not thinks }}{{ m.content }}{% else %}{% generation %}"
+    "<|assistant|>{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% elif thinks %}<think></think>"
+    "{% else %}</think>{% endif %}{{ m.content }}<|end|>{% endgeneration %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{{ '<think>' if thinks else '</think>' }}{% endif %}"
+)
+
+
+def renderer_of(template: str, **options) -> Renderer:
+    tokenizer = tokenizer_for(template + "{# <|user|> <|system|> <|assistant|> <|observation|> #}")
+    tokenizer.chat_template = template
+    return Renderer(tokenizer, resolve_chat_template("tokenizer", tokenizer), **options)
+
+
+def parts(template: str, *messages: Message) -> list[tuple[str, str]]:
+    """What stands before each trained turn of a row, and the turn."""
+    renderer, row = renderer_of(template), Conversation(messages, "s", 0)
+    (result,) = renderer.render([row])
+    if isinstance(result, BadRow) and can_be_split(row, result):
+        served = fit_as_prompted(row, result, 999, "drop", renderer)
+        if isinstance(served, BadRow):
+            raise served
+        return trained_parts(renderer.tokenizer, *served.fitted.examples)
+    if isinstance(result, BadRow):
+        raise result
+    return trained_parts(renderer.tokenizer, result)
+
+
+def test_an_empty_block_of_the_prompt_is_given_to_the_model():
+    assert parts(BLOCK_IN_PROMPT, *TALK) == [
+        ("<|user|>Hi?<|assistant|><think></think>", "Yes.<|end|>"),
+        ("<|user|>Hi?<|assistant|>Yes.<|end|><|user|>So?<|assistant|><think></think>", "No.<|end|>"),
+    ]
+
+
+def test_what_a_turn_repeats_of_its_prompt_is_not_trained_again():
+    assert parts(END_IN_TURN, *TALK)[1] == (
+        "<|user|>Hi?<|assistant|></think>Yes.<|end|><|user|>So?<|assistant|><think></think>",
+        "No.<|end|>",
+    )
+
+
+def test_an_answer_without_reasoning_never_follows_a_prompt_that_begins_it():
+    with pytest.raises(BadRow, match=r"ends in '<\|assistant\|><think>'.*give the answer one"):
+        parts(ALWAYS_THINKS, *TALK)
+
+
+def test_reasoning_follows_the_prompt_of_a_model_that_is_asked_to_think():
+    """Not the usual one, which holds an empty block."""
+    thinks = (TALK[0], replace(TALK[1], reasoning="why"))
+    assert parts(BLOCK_IN_PROMPT, *thinks) == [("<|user|>Hi?<|assistant|><think>", "\nwhy\n</think>\n\nYes.<|end|>")]
+
+
+def test_the_next_turn_ends_a_turn_also_the_last_one():
+    assert parts(NEXT_TURN_ENDS, *TALK) == [
+        ("<|user|>Hi?<|assistant|>", "Yes.<|user|>"),
+        ("<|user|>Hi?<|assistant|>Yes.<|user|>So?<|assistant|>", "No.<|user|>"),
+    ]
+    assert [said for _, said in parts(NEXT_TURN_ENDS, *CALLS)] == ['look{"at": "it"}<|observation|>', "Yes.<|user|>"]
+
+
+@pytest.mark.parametrize("row", [TALK, CALLS])
+def test_glm_is_trained_alike_where_trl_does_not_know_the_template(row):
+    """An added comment makes it another text than the one that TRL has a variant of."""
+    known, unknown = published("glm4moe"), published("glm4moe") + "{#- other -#}"
+    assert resolve_chat_template("tokenizer", tokenizer_for(known)).has_marks
+    assert not resolve_chat_template("tokenizer", tokenizer_for(unknown)).has_marks
+    assert parts(unknown, *row) == parts(known, *row)
+
+
+def test_a_system_prompt_that_moves_with_the_questions_stands_where_a_server_prints_it():
+    assert parts(SYSTEM_LAST, Message("system", "Be."), *TALK) == [
+        ("[INST]Be.\nHi?[/INST]", "Yes.<|end|>"),
+        ("[INST]Hi?[/INST]Yes.<|end|>[INST]Be.\nSo?[/INST]", "No.<|end|>"),
+    ]
+
+
+def test_calls_have_ids_where_the_template_wants_them_and_results_the_same():
+    (before, said), (context, _) = parts(WITH_IDS, *CALLS)
+    assert before == "[INST]Hi?[/INST]"
+    found = re.fullmatch(r'\{"name": "look", "arguments": \{"at": "it"\}\}([0-9A-Za-z]{9})<\|end\|>', said)
+    assert found and f"[TOOL_RESULTS]{found[1]}:found[/TOOL_RESULTS]" in context
+    assert parts(WITH_IDS, *CALLS)[0] == (before, said)
+
+
+def test_results_have_the_ids_of_their_calls_in_order():
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    turn, result = {"role": "assistant", "content": "", "tool_calls": [call, call]}, {"role": "tool", "content": "x"}
+    made = with_call_ids([turn, result, result, result, turn])
+    first, second = (one["id"] for one in made[0]["tool_calls"])
+    assert first != second and [m.get("tool_call_id") for m in made[1:4]] == [first, second, None]
+    assert made[4]["tool_calls"][0]["id"] not in (first, second)
+    assert "id" not in call and "tool_call_id" not in result
+
+
+def test_marks_that_begin_before_the_prompt_ends_leave_the_prompt_out():
+    assert parts(MARKED, *TALK)[0] == ("<|user|>/noHi?<|assistant|></think>", "Yes.<|end|>")
+    thinks = (TALK[0], replace(TALK[1], reasoning="why"))
+    assert parts(MARKED, *thinks) == [("<|user|>Hi?<|assistant|><think>", "why</think>Yes.<|end|>")]
+
+
+def test_a_row_with_reasoning_is_that_of_a_model_that_was_asked_to_think():
+    """Also where the template says so in the system prompt, and thinks only when asked to."""
+    template = MARKED.replace("is not defined or", "is defined and").replace("'/no' if not", "'/yes' if")
+    thinks = (TALK[0], replace(TALK[1], reasoning="why"))
+    assert parts(template, *thinks) == [("<|user|>/yesHi?<|assistant|><think>", "why</think>Yes.<|end|>")]
+    assert parts(template, *TALK[:2]) == [("<|user|>Hi?<|assistant|></think>", "Yes.<|end|>")]
+
+
+def test_a_template_that_always_prints_a_prompt_is_refused():
+    always = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
+    with pytest.raises(ValueError, match="header of a next answer after the last one"):
+        renderer_of(always)
+
+
+def test_closing_of():
+    tokens = ["<|user|>", "<|use"]
+    assert closing_of("a", "a<|user|>b", tokens) == "<|user|>"
+    assert closing_of("a", "a\n<|user|>b", tokens) == "\n<|user|>"
+    assert closing_of("a", "aUser: b", tokens) == "" == closing_of("a", "b<|user|>", tokens)
+
+
+def test_after_prompt():
+    assert after_prompt("q<a>", "q<a>x<e>", f"q<a>{STAND_IN}<e>", "q") == "x<e>"
+    assert after_prompt("q<a>", "q<b>x", f"q<a>{STAND_IN}", "q") is None  # the turn has another header
+    assert after_prompt("q<a><t>", "q<b>x", f"q<b>{STAND_IN}", "q") is None  # "<" is no header
+    assert after_prompt("q", "q<a>x", f"q<a>{STAND_IN}", "q") is None  # the model would write the header
+    assert after_prompt("q", "q x", f"q {STAND_IN}", "q") == " x"
