@@ -12,7 +12,7 @@ from train.run.log import ANY_RANK
 
 log = logging.getLogger(__name__)
 
-STALE_SECONDS = 1800  # compiling takes a minute or two
+STALE_SECONDS = 600  # compiling takes a minute or two, on a busy machine some more
 
 
 def remove_stale() -> None:
