@@ -72,7 +72,7 @@ def reference(tokenizer, template: str, conversation: Conversation) -> tuple[lis
             continue
         thinks = bool(conversation.messages[i].reasoning)
         prompt = tokens(messages[:i], add_generation_prompt=True, enable_thinking=thinks)
-        until = tokens(messages[: i + 1])
+        until = tokens(messages[: i + 1]) if i + 1 < len(messages) else whole
         assert until[: len(prompt)] == prompt and whole[: len(prompt)] == prompt
         end = max(p for p in range(len(prompt), len(until)) if until[p] in tokenizer.all_special_ids)
         labels[len(prompt) : end + 1] = until[len(prompt) : end + 1]
