@@ -86,7 +86,7 @@ def answer_all(
         if not only_one:
             print(f"[{number + 1}/{len(chats)}] {chat.question}")
         for model in models:
-            ids = model.prompt_ids(chat.messages, chat.tools)
+            ids = model.prompt_ids(chat.messages, chat.tools, options.enable_thinking)
             if options.repeat > 1 and not model.generation_config(overrides, len(ids)).do_sample:
                 print(f"{model.name} does not sample: all answers will be the same", file=sys.stderr)
             for repeat in range(options.repeat):
@@ -107,6 +107,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--prompt", action="append", default=[], help='a question; may be given again; "-" reads standard input')
     add("--prompts", metavar="FILE", help="one question per line, or .jsonl rows: `prompt` or `messages`, `tools`")
     add("--system", help="system message for the chats that have none of their own")
+    add("--enable_thinking", type=_boolean, metavar="true|false", help="ask the model to think first, or not to")
     add("--repeat", type=_positive, default=1, metavar="N", help="ask the same question N times")
     add("--seed", type=int, default=42, help="the i-th repeat uses seed + i (default: %(default)s)")
     add("--output", metavar="FILE.jsonl", help="also write the answers there; replaced when all are done")

@@ -16,7 +16,7 @@ from data_prep.tokenization.encoded_text import Span
 # never changes: what Llama's own templates print where they are not given one.
 _TODAY = date(2024, 7, 26)
 _PLAIN_KEYS = {"role", "content"}
-_THINKS = ("enable_thinking", "thinking")  # the names that templates have for it
+THINKING_NAMES = ("enable_thinking", "thinking")  # the names that templates have for it
 
 
 class AppliedTemplate:
@@ -65,7 +65,7 @@ class AppliedTemplate:
                 chat_template=self._template.text,
                 return_assistant_tokens_mask=with_spans,
                 add_generation_prompt=prompt,
-                **(self._arguments if thinks is None else self._arguments | dict.fromkeys(_THINKS, thinks)),
+                **(self._arguments if thinks is None else self._arguments | dict.fromkeys(THINKING_NAMES, thinks)),
             )
         except Exception as error:  # a template may do what raises anything, such as adding text to an object
             raise BadRow("template_refused", f"the chat template raises {type(error).__name__}: {error}") from None

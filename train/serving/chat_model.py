@@ -13,6 +13,7 @@ from train.serving.adapters import check_exported
 from train.serving.tool_prompts import check_complete, place_reasoning
 
 DEFAULT_MAX_NEW_TOKENS = 512  # where neither the model's generation config nor a flag says
+THINKING_NAMES = ("enable_thinking", "thinking")  # those that templates have for it, as the data was rendered
 SAMPLING_ONLY = ("temperature", "top_p", "top_k")
 _BROKEN = "�"  # what decoding puts for bytes that are not (yet) a character
 
@@ -85,22 +86,45 @@ class ChatModel:
     model: Any
     tokenizer: Any
 
-    def prompt_ids(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[int]:
+    def prompt_ids(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+    ) -> list[int]:
         """The chat as token ids, up to where the answer begins. Text in it that spells a control token stays text.
 
         Args:
             messages, tools: as train.serving.prompt_rows reads them.
+            enable_thinking: whether the model is asked to think before it answers; None: as the template has it.
 
         Raises:
-            ValueError: the tokenizer has no chat template, or the template refuses the chat or leaves parts of it out.
+            ValueError: the tokenizer has no chat template, or the template refuses the chat, leaves parts of it out, or
+                cannot ask for what `enable_thinking` says.
         """
         if not self.tokenizer.chat_template:
             raise ValueError(f"{self.name}: the tokenizer has no chat template: export the model with train.export")
         messages = place_reasoning(messages, self._text)
         check_complete(self.name, messages, tools or [], self._text)
+        asked = self._asked_to_think(messages, tools, enable_thinking)
         rendering = {"sanitize_control_tokens": True, "return_dict": True}
-        encoded: Any = self._apply(messages, tools, **rendering)
+        encoded: Any = self._apply(messages, tools, **rendering, **asked)
         return encoded["input_ids"]
+
+    def _asked_to_think(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, enable_thinking: bool | None
+    ) -> dict[str, bool]:
+        """What the template is told."""
+        if enable_thinking is None:
+            return {}
+        asked = [dict.fromkeys(THINKING_NAMES, value) for value in (True, False)]
+        texts = [self._apply(messages, tools, tokenize=False, **how) for how in asked]
+        if texts[0] == texts[1]:
+            raise ValueError(
+                f"{self.name}: --enable_thinking: expected a chat template that asks models to think or not to; this "
+                "one makes the same prompt for both. Leave the option out"
+            )
+        return dict.fromkeys(THINKING_NAMES, enable_thinking)
 
     def _text(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
         return str(self._apply(messages, tools, tokenize=False))
