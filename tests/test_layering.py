@@ -39,7 +39,10 @@ DATA_PREP: list[tuple[str, str | None]] = [
 TRAIN: list[tuple[str, str | None]] = [
     ("sft", BELOW),
     ("preflight launch export generate add_tokens check_nodes checkpoint.__main__", BELOW),
-    ("checks", "config model.attention run.model_identity data_prep.shards data_prep.strict_files"),
+    (
+        "checks",
+        "config model.attention model.sequence_limits run.model_identity data_prep.shards data_prep.strict_files",
+    ),
     ("loop", "model checkpoint config run data_prep.shards"),
     ("model", "config run data_prep.shards"),
     ("serving", "checkpoint run data_prep.shards data_prep.strict_files"),

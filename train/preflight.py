@@ -20,6 +20,7 @@ from train.checks.disk_space import check_space, needed_space
 from train.checks.disk_space import describe as describe_space
 from train.checks.launch import Launch, check_launch, check_launch_against, launch_from_environment, launch_from_file
 from train.checks.model_files import check_model, expert_notes, model_notes
+from train.checks.row_parts import check_parts, parts_lines, parts_notes
 from train.checks.run_schedule import check_schedule, compiling_notes, derive, schedule_lines, schedule_notes
 from train.config.option_help import help_text
 from train.config.run_config import RunConfig, load_run_config
@@ -143,7 +144,8 @@ def examine(
         report.problems += check_launch(launch, world_size)
         report.problems += check_launch_against(launch, config, processes)
         report.notes += _launch_notes(launch)
-    report.problems += _check_world(config, processes)
+    report.problems += [*_check_world(config, processes), *check_parts(config, processes)]
+    report.notes += parts_notes(config, launch, processes)
     manifest = _read_data(config, report, verify_data)
     report.problems += check_model(config, manifest)
     if manifest:
@@ -151,14 +153,19 @@ def examine(
     sources = [s["name"] for s in manifest["sources"] if s.get("eval_documents", 1)] if manifest else []
     report.problems += check_schedule(config, manifest["splits"]["eval"]["rows"] if manifest else None, sources)
     if processes is None:
-        assumed = config.own.expected_world_size or 1
+        assumed = _assumed(config)
         report.notes.append(f"the number of processes is not known (--num_processes N): the numbers are for {assumed}")
     kind = launch.distributed_type if launch else "NO"
     report.notes += model_notes(config, sharded=kind == "DEEPSPEED")
     report.notes += expert_notes(config) if kind not in ("DEEPSPEED", "FSDP") else ()
     if manifest and manifest["splits"]["train"]["rows"]:
-        _describe(config, manifest, processes or config.own.expected_world_size or 1, launch, report)
+        _describe(config, manifest, processes or _assumed(config), launch, report)
     return report
+
+
+def _assumed(config: RunConfig) -> int:
+    """The world size that numbers are given for where none is known."""
+    return config.own.expected_world_size or config.own.sequence_parallel
 
 
 def _check_rows(config: RunConfig, manifest: Manifest, report: Report) -> None:
@@ -219,6 +226,7 @@ def _describe(config: RunConfig, manifest: Manifest, processes: int, launch: Lau
         f"data         {config.own.data}: {train['rows']:,} rows of at most {manifest['seq_len']:,} tokens, "
         f"{train['tokens']:,} tokens, {manifest['splits']['eval']['rows']:,} eval rows",
         *schedule_lines(config, schedule),
+        *parts_lines(config, manifest),
     ]
     if space:
         report.summary.append(f"disk         at least {describe_space(space)}")

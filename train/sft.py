@@ -143,7 +143,8 @@ def _train(config: RunConfig, signals: Signals, held: ExitStack) -> bool:
     check_one_gpu(args.n_gpu)
     manifest = load_manifest(config.own.data)
     set_row_order(args, manifest)
-    an_epoch = steps_per_epoch(manifest["splits"]["train"]["rows"], rows_per_step_of(args))
+    rows_a_step = rows_per_step_of(args, config.own.sequence_parallel)
+    an_epoch = steps_per_epoch(manifest["splits"]["train"]["rows"], rows_a_step)
     total_steps = steps_in_all(an_epoch, args.max_steps, args.num_train_epochs)
     record, done = _start_record(run_dir, config, args, total_steps, held)
     run_record.use_wandb_id(record, run_dir)
@@ -269,7 +270,8 @@ def _write_record(run_dir: Path, config: RunConfig, args: SFTConfig, total_steps
     record = run_record.make_record(run_dir, config, args.world_size)
     if check_start(config, run_dir, {**record, **identity(config, args)}) and record["base_model"]:
         record |= run_record.beginning(run_dir)
-    done = finished_step(config, run_dir, rows_per_step_of(args), total_steps)
+    rows_a_step = rows_per_step_of(args, config.own.sequence_parallel)
+    done = finished_step(config, run_dir, rows_a_step, total_steps)
     run_record.write_record(run_dir, record)
     return done
 

@@ -74,7 +74,8 @@ def _first_of_all(error: str | None) -> str | None:
 def _publish(trainer: CheckpointedTrainer, run_dir: Path, extra: dict[str, Any]) -> str | None:
     """Write the trainer's state and the marker; what went wrong, or None."""
     state = trainer.state
-    extra = {**extra, "max_steps": state.max_steps, "rows_per_step": rows_per_step_of(trainer.args)}
+    rows = rows_per_step_of(trainer.args, extra.get("sequence_parallel", 1))
+    extra = {**extra, "max_steps": state.max_steps, "rows_per_step": rows}
     try:
         state.save_to_json(str(run_dir / "trainer_state.json"))
         folders.publish(run_dir, step=state.global_step, world_size=trainer.args.world_size, extra=extra)

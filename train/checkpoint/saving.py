@@ -172,7 +172,7 @@ class Checkpointer:
     def _marker_extra(self) -> dict[str, Any]:
         """What goes into the marker of this save next to step and world size."""
         tokens = int(getattr(self._trainer, "_total_train_tokens", 0))
-        rows = rows_per_step_of(self._trainer.args)
+        rows = rows_per_step_of(self._trainer.args, self.extra.get("sequence_parallel", 1))
         return {**self.extra, "num_tokens": tokens, "rows_per_step": rows, **kind_of_states(self._trainer)}
 
     def _best(self) -> Best:

@@ -22,6 +22,7 @@ from train.checkpoint import folders
 from train.checkpoint.folders import Checkpoint
 from train.checkpoint.resume import named_checkpoint
 from train.config.run_config import RunConfig
+from train.config.steps import rows_per_step
 
 if TYPE_CHECKING:
     from train.checkpoint.trainer_type import CheckpointedTrainer
@@ -44,34 +45,40 @@ def keep_global_batch(config: RunConfig, run_dir: Path, world_size: int) -> tupl
     found = _candidate(config, run_dir)
     before = found.extra.get("rows_per_step") if found else None
     batch, accumulation = config.value("per_device_train_batch_size"), config.value("gradient_accumulation_steps")
-    rows = world_size * batch * accumulation
+    ranks = config.own.sequence_parallel
+    rows = rows_per_step(world_size, batch, accumulation, ranks)
     if found is None or before is None or before == rows:
         return config, None
-    now = f"{world_size} process(es) x {batch} row(s) x {accumulation} accumulated = {rows}"
+    who = f"{world_size // ranks} group(s) of {ranks} processes" if ranks > 1 else f"{world_size} process(es)"
+    now = f"{who} x {batch} row(s) x {accumulation} accumulated = {rows}"
     problem = f"{found.path.name}: a step took {before} rows, here it would take {now}"
-    fits = _fitting_accumulation(problem, before, world_size, batch)
-    if found.world_size == world_size:
+    fits = _fitting_accumulation(problem, before, world_size, batch, ranks)
+    if found.world_size == world_size and found.extra.get("sequence_parallel", 1) == ranks:
         raise ValueError(f"{problem}: {_WHY}. Write gradient_accumulation_steps: {fits}")
     changed = dataclasses.replace(config, sft={**config.sft, "gradient_accumulation_steps": fits})
     return changed, (
-        f"{found.path.name} was written by {found.world_size} process(es), here are {world_size}: "
+        f"{found.path.name} was written by {found.world_size} process(es), here are {who}: "
         f"gradient_accumulation_steps is {fits} instead of {accumulation}, so that a step takes {before} rows as before"
     )
 
 
-def _fitting_accumulation(problem: str, before: int, world_size: int, batch: int) -> int:
+def _fitting_accumulation(problem: str, before: int, world_size: int, batch: int, ranks: int) -> int:
     """The accumulation with which a step takes as many rows as before.
+
+    Args:
+        ranks: number of ranks that hold parts of the same rows.
 
     Raises:
         ValueError: there is none; it begins with `problem`.
     """
-    fits, rest = divmod(before, world_size * batch)
+    groups = world_size // ranks
+    fits, rest = divmod(before, groups * batch)
     if not rest:
         return fits
-    possible = [n for n in range(1, before // batch + 1) if before % (n * batch) == 0]
+    possible = [n * ranks for n in range(1, before // batch + 1) if before % (n * batch) == 0]
     raise ValueError(
-        f"{problem}, and no accumulation makes {before} of {world_size} x {batch}: {_WHY}. With {batch} row(s) in each "
-        f"process {before} rows need one of {possible} processes; or choose another per_device_train_batch_size"
+        f"{problem}, and no accumulation makes {before} of {groups} x {batch}: {_WHY}. With {batch} row(s) at "
+        f"a time {before} rows need one of {possible} processes; or choose another per_device_train_batch_size"
     )
 
 

@@ -185,7 +185,10 @@ def check_launch(launch: Launch, world_size: int | None, environ: Mapping[str, s
     yield from _check_deepspeed_section(launch, _environment(environ))
     for key, size in (launch.settings.get("parallelism_config") or {}).items():
         if key.endswith(("cp_size", "sp_size", "tp_size")) and size not in (None, 1):
-            reason = "documents of a packed row attend to each other when a row is split over processes"
+            reason = (
+                "its gradients of packed rows are off by the number of ranks, and its loss is no mean over tokens, or "
+                "documents attend to each other: write sequence_parallel in the run config"
+            )
             why = "this is not supported yet" if key.endswith("tp_size") else reason
             yield f"{launch.origin}: expected {key} 1, found {size}: {why}; remove parallelism_config"
     if world_size is not None and launch.distributed_type == "NO" and world_size > 1:

@@ -13,6 +13,7 @@ from typing import Any
 from data_prep.shards import SPLITS, TOKENIZER_DIR, Manifest, read_manifest, shard_files
 from train.config.run_config import RunConfig
 from train.model.attention import problems_of_layers, problems_of_name
+from train.model.sequence_limits import problems_of_parts
 
 # Optimizers that need a package of their own: part of the name -> package.
 _OPTIMIZER_PACKAGES = {
@@ -64,7 +65,8 @@ def check_model(config: RunConfig, manifest: Manifest | None) -> Iterator[str]:
         yield str(error)
         return
     text = settings | (settings.get("text_config") or {})
-    yield from (f"{path}: {problem}" for problem in problems_of_layers(text))
+    problems = [*problems_of_layers(text), *problems_of_parts(text, config.own.sequence_parallel)]
+    yield from (f"{path}: {problem}" for problem in problems)
     yield from _check_added_rows(settings, config)
     yield from _check_router_loss(text, config)
     yield from _check_positions(path, settings, config, manifest)
@@ -145,6 +147,11 @@ def _check_router_loss(text: dict[str, Any], config: RunConfig) -> Iterator[str]
         yield (
             f"pad_to_multiple_of: the experts' balancing loss (router_aux_loss_coef {coefficient}) would count "
             "padding: write router_aux_loss_coef: 0.0, or leave pad_to_multiple_of out"
+        )
+    if coefficient and config.own.sequence_parallel > 1:
+        yield (
+            f"sequence_parallel: the experts' balancing loss (router_aux_loss_coef {coefficient}) would be that "
+            "of each part of a row by itself, and would count filler: write router_aux_loss_coef: 0.0"
         )
     if config.value("label_smoothing_factor") and coefficient:
         yield (

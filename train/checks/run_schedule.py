@@ -34,7 +34,8 @@ def derive(config: RunConfig, train: SplitCounts, processes: int) -> Schedule:
         processes: world size.
     """
     micro_batch, accumulation = config.value("per_device_train_batch_size"), config.value("gradient_accumulation_steps")
-    rows_per_step = steps.rows_per_step(processes, micro_batch, accumulation)
+    ranks = config.own.sequence_parallel
+    rows_per_step = max(steps.rows_per_step(processes, micro_batch, accumulation, ranks), 1)  # 0 is reported
     steps_per_epoch = steps.steps_per_epoch(train["rows"], rows_per_step)
     total = steps.steps_in_all(steps_per_epoch, config.value("max_steps"), config.value("num_train_epochs"))
     epochs = math.ceil(total / steps_per_epoch)
@@ -136,7 +137,7 @@ def schedule_lines(config: RunConfig, schedule: Schedule) -> Iterator[str]:
     micro, accumulation = config.value("per_device_train_batch_size"), config.value("gradient_accumulation_steps")
     yield (
         f"batch        {schedule.rows_per_step} rows a step = {micro} x {accumulation} accumulated x "
-        f"{schedule.processes} processes: about {schedule.tokens_per_step:,} tokens, "
+        f"{_who(config, schedule)}: about {schedule.tokens_per_step:,} tokens, "
         f"{schedule.trained_tokens_per_step:,} of them trained"
     )
     yield (
@@ -145,6 +146,14 @@ def schedule_lines(config: RunConfig, schedule: Schedule) -> Iterator[str]:
     )
     kept = config.value("save_total_limit") or "all"
     yield f"checkpoints  {schedule.num_checkpoints:,} written, {kept} kept; {schedule.num_evaluations:,} evaluations"
+
+
+def _who(config: RunConfig, schedule: Schedule) -> str:
+    """What takes rows of its own."""
+    ranks = config.own.sequence_parallel
+    if ranks == 1:
+        return f"{schedule.processes} processes"
+    return f"{schedule.processes // ranks} groups of {ranks} processes"
 
 
 def compiling_notes(config: RunConfig, seq_len: int) -> Iterator[str]:

@@ -23,6 +23,11 @@ class OwnOptions:
         "Refuse to train with another distributed type than this, as accelerate names it.",
         choices=("NO", "MULTI_GPU", "MULTI_CPU", "DEEPSPEED", "FSDP"),
     )
+    sequence_parallel: int = _own(
+        "Number of consecutive ranks that hold a packed row in parts and share its attention heads: for rows too long "
+        "for one GPU. It divides the world size. 1: each rank has rows of its own.",
+        1,
+    )
     resume: str = _own(
         "auto: resume from the newest complete checkpoint in output_dir, or start if there is none. never: start, and "
         "refuse an output_dir that holds checkpoints. Or the folder of the checkpoint to resume from.",

@@ -30,6 +30,7 @@ from train.config.own_options import (
     own_options,
 )
 from train.config.refused_options import REFUSALS, RENAMED, refused_combinations, refused_values
+from train.config.row_parts_options import refused_with_parts
 from train.config.secrets_in_options import hide, refused_secrets
 from train.config.value_ranges import values_out_of_range
 
@@ -179,6 +180,7 @@ def _check_own(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield "spike_sigma", "is refused with fp16: a skipped step would lower the loss scale: write bf16"
     if values.get("early_stopping_patience") is not None and not values.get("metric_for_best_model"):
         yield "early_stopping_patience", "expects metric_for_best_model: name what is to improve, such as eval_loss"
+    yield from refused_with_parts(values)
     yield from (("hang_seconds", problem) for problem in _check_hang_seconds(values))
 
 

@@ -9,14 +9,21 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
-def rows_per_step(world_size: int, per_device_train_batch_size: int, gradient_accumulation_steps: int) -> int:
-    """Packed rows of one optimizer step, over all processes."""
-    return world_size * per_device_train_batch_size * gradient_accumulation_steps
+def rows_per_step(
+    world_size: int, per_device_train_batch_size: int, gradient_accumulation_steps: int, sequence_parallel: int = 1
+) -> int:
+    """Packed rows of one optimizer step, over all processes.
+
+    Args:
+        sequence_parallel: number of ranks that hold parts of the same rows; it divides the world size.
+    """
+    return world_size // sequence_parallel * per_device_train_batch_size * gradient_accumulation_steps
 
 
-def rows_per_step_of(args: TrainingArguments) -> int:
+def rows_per_step_of(args: TrainingArguments, sequence_parallel: int = 1) -> int:
     """Packed rows of one optimizer step, over all processes, under these training arguments."""
-    return rows_per_step(args.world_size, args.per_device_train_batch_size, args.gradient_accumulation_steps)
+    batch, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    return rows_per_step(args.world_size, batch, accumulation, sequence_parallel)
 
 
 def steps_per_epoch(num_rows: int, rows_a_step: int) -> int:

@@ -90,6 +90,7 @@ RANGES: dict[str, Range] = {
     "pad_to_multiple_of": _COUNT,
     # Ours
     "expected_world_size": _COUNT,
+    "sequence_parallel": _COUNT,
     "spike_sigma": Range(least=0, without_least=True),
     "sample_prompts": _NOT_NEGATIVE,
     "sample_max_new_tokens": _COUNT,

@@ -50,6 +50,7 @@ class StepGuard:
         source_names: the manifest's sources, in order.
         shards: (name, rows) of the training split's shards, in order.
         pace: measures how long this process waits for the others.
+        row_group: the ranks that hold parts of the same rows; None: each has rows of its own.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class StepGuard:
         source_names: list[str],
         shards: list[tuple[str, int]],
         pace: Pace | None = None,
+        row_group: torch.distributed.ProcessGroup | None = None,
     ):
         self.policy = policy
         self.skipped = 0  # steps since the run began
@@ -73,6 +75,7 @@ class StepGuard:
         self._in_a_row = 0
         self._sigma, self._scaled, self._run_dir = sigma, scaled, run_dir
         self._names, self._shards, self._pace = source_names, shards, pace
+        self._row_group = row_group
         self._loss: torch.Tensor | float = 0.0  # of the running step
         self._signals: torch.Tensor | None = None  # above 0 where any process had one
         self._documents: list[tuple[torch.Tensor, ...]] = []  # of the running step, by micro-batch
@@ -181,7 +184,7 @@ class StepGuard:
         self, step: int, reason: str, loss: float, norm: float, documents: list[tuple[torch.Tensor, ...]]
     ) -> Path:
         """Write the step's rows and documents of all processes."""
-        rows = [row for found in gather(self._rows(documents)) for row in found]
+        rows = [row for found in gather(self._rows(self._whole(documents))) for row in found]
         path = self._run_dir / FOLDER / f"step-{step}.json"
         if is_first():
             content = {"step": step, "reason": reason, "loss": number(loss), "grad_norm": number(norm), "rows": rows}
@@ -189,6 +192,15 @@ class StepGuard:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json_atomically(path, content)
         return path
+
+    def _whole(self, documents: list[tuple[torch.Tensor, ...]]) -> list[tuple[torch.Tensor, ...]]:
+        """The documents with their sums over all parts of their rows, on the first rank of those that hold the parts;
+        none on the others. Every process must call it."""
+        if self._row_group is None:
+            return documents
+        for *_, sums in documents:
+            torch.distributed.all_reduce(sums, group=self._row_group)
+        return documents if self._row_group.rank() == 0 else []
 
     def _rows(self, documents: list[tuple[torch.Tensor, ...]]) -> list[dict[str, Any]]:
         found: dict[int, list[dict[str, Any]]] = {}

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import TrainingArguments
 
+    from train.model.sequence_parallel import Part
+
 
 def verify_shards(directory: str | Path, manifest: Manifest, args: TrainingArguments) -> None:
     """Read all shards, each process its share of them. Every process must call it.
@@ -85,10 +87,12 @@ class SourceCollator:
     The batch is TRL's: input_ids, labels, position_ids (1, tokens) int64, cu_seq_lens_q/k int32, ...; `source_ids` is
     (1, tokens) int64: for each token the index of its document's source in the manifest. `document_rows`, (documents,)
     int64, is there if the rows are numbered: for each document the number of its row, -1 for padding.
+
+    Given a part, the tokens are those of that part, as `train.model.sequence_parallel.cut` says; these two stay whole.
     """
 
-    def __init__(self, collator: Any):
-        self.collator = collator
+    def __init__(self, collator: Any, part: Part | None = None):
+        self.collator, self.part = collator, part
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         import torch
@@ -102,7 +106,14 @@ class SourceCollator:
         if "row" in rows[0]:
             numbers = torch.tensor([row["row"] for row in rows for _ in row["seq_lengths"]])
             batch["document_rows"] = torch.nn.functional.pad(numbers, (0, padding), value=-1)
-        return batch
+        return self._part_of(batch)
+
+    def _part_of(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if self.part is None or self.part.size == 1:
+            return batch
+        from train.model.sequence_parallel import cut
+
+        return cut(batch, self.part)
 
 
 def load_manifest(directory: str | Path) -> Manifest:

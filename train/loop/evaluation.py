@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from train.loop.data import BATCH_EXTRAS
+from train.loop.metrics import document_sources, document_sums
+
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
@@ -22,7 +25,7 @@ def sum_by_source(
 
     Args:
         model: with TRL's fused LM head, in eval mode.
-        batches: as SourceCollator makes them, on the model's device.
+        batches: as SourceCollator makes them, on the model's device; of parts of rows, each part once.
         num_sources: number of sources in the manifest.
 
     Returns:
@@ -33,12 +36,11 @@ def sum_by_source(
     sums = torch.zeros(num_sources, 3, dtype=torch.float64, device=accelerator.device)
     with torch.no_grad():
         for batch in batches:
-            sources = batch.pop("source_ids")[0, 1:]
-            batch.pop("document_rows", None)
+            sources = document_sources(batch)
+            inputs = {name: value for name, value in batch.items() if name not in BATCH_EXTRAS}
             # use_cache=False: with a cache, transformers ignores the packing and documents see each other.
-            outputs = model(**batch, fused_lm_head=True, use_cache=False)
-            columns = torch.stack([-outputs.log_probs[0], outputs.is_top1[0], outputs.label_mask[0]], dim=1)
-            sums.index_add_(0, sources, columns.to(torch.float64))
+            outputs = model(**inputs, fused_lm_head=True, use_cache=False)
+            sums.index_add_(0, sources, document_sums(outputs, batch))
     return accelerator.reduce(sums, reduction="sum")
 
 

@@ -33,11 +33,13 @@ def document_sums(outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
     Returns:
         (documents, 3) float64: negative log-likelihood in nats, correct first guesses, trained tokens. Each token of
-        padding is a document of its own, without trained tokens.
+        padding is a document of its own, without trained tokens. Of a part of a row, sums over its tokens alone.
     """
     columns = torch.stack([-outputs.log_probs[0].detach(), outputs.is_top1[0], outputs.label_mask[0]], dim=1)
     sums = torch.zeros(batch["cu_seq_lens_q"].numel() - 1, 3, dtype=torch.float64, device=columns.device)
-    return sums.index_add_(0, batch["seq_idx"][0, 1:].long(), columns.double())
+    # A part is scored at every token, on the next one; both are of one document, as a document's first is not trained.
+    scored = batch["seq_idx"][0, 0 if "shift_labels" in batch else 1 :]
+    return sums.index_add_(0, scored.long(), columns.double())
 
 
 def document_sources(batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -52,14 +54,14 @@ class Meter:
         source_names: the manifest's sources, in order.
         flops: of the model that is trained.
         peak: of one device, in operations a second, if known.
-        replicas: number of processes that train the same rows together.
+        row_ranks: number of ranks that hold parts of the same rows.
     """
 
     def __init__(
-        self, source_names: list[str], flops: ModelFlops, peak: float | None, device: torch.device, replicas: int
+        self, source_names: list[str], flops: ModelFlops, peak: float | None, device: torch.device, row_ranks: int
     ):
         self.num_tokens = 0  # of all processes since the run began
-        self._names, self._peak, self._replicas = source_names, peak, replicas
+        self._names, self._peak, self._row_ranks = source_names, peak, row_ranks
         self.flops = flops
         self._windows = list(flops.per_pair)
         size = 3 * len(source_names) + 1 + len(self._windows)
@@ -117,7 +119,8 @@ class Meter:
         self._clock.pause()
         self._sums.zero_()
         self._processes = everyone.shape[0]
-        sums = everyone[:, : -len(own)].sum(dim=0) / self._replicas
+        sums = everyone[:, : -len(own)].sum(dim=0)
+        sums[3 * len(self._names) :] /= self._row_ranks  # lengths are those of whole rows, on each of these ranks
         self._paces += everyone[:, -len(own) : -2]
         self._gathered += sums
         self.num_tokens += round(sums[3 * len(self._names)].item())

@@ -20,7 +20,16 @@ from train.loop.data import load_split, number_rows, pad_to_multiple
 from train.loop.sample_answers import Sampler, choose_prompts
 from train.loop.trainer import PackedSFTTrainer
 from train.loop.wandb_run import use_safe_wandb
-from train.model import compiling, documentwise, fsdp, isolation, mask_positions, neftune, saved_settings
+from train.model import (
+    compiling,
+    documentwise,
+    fsdp,
+    isolation,
+    mask_positions,
+    neftune,
+    saved_settings,
+    sequence_parallel,
+)
 from train.model.loading import check_vocabulary, keep_quantised_layout, prepare_model_arguments
 from train.run.preemption import Signals
 from train.run.preemption_callback import PreemptionCallback
@@ -51,7 +60,9 @@ def make_trainer(
         ValueError: the model cannot be trained on these shards, or the processes are not what was asked for.
     """
     tokenizer = AutoTokenizer.from_pretrained(Path(config.own.data) / TOKENIZER_DIR)
-    rows_a_step = rows_per_step_of(args)
+    row_ranks = config.own.sequence_parallel
+    rows_a_step = rows_per_step_of(args, row_ranks)
+    eval_rows_a_batch = args.world_size // row_ranks * args.per_device_eval_batch_size
     train_rows, eval_rows = _load_rows(config, args, manifest)
     if manifest["recipe"]["order"] == "curriculum":
         log.info("curriculum: rows are trained in the order of the shards")
@@ -61,14 +72,14 @@ def make_trainer(
         model=model_config.model_name_or_path,
         args=args,
         train_dataset=_fill_up(train_rows, rows_a_step, manifest),
-        eval_dataset=eval_rows and _fill_up(eval_rows, args.world_size * args.per_device_eval_batch_size, manifest),
+        eval_dataset=eval_rows and _fill_up(eval_rows, eval_rows_a_batch, manifest),
         processing_class=tokenizer,
         quantization_config=get_quantization_config(model_config),
         peft_config=get_peft_config(model_config),
         callbacks=[*_early_stopping(config), stop],
         source_names=[source["name"] for source in manifest["sources"]],
         checkpoint_extra={k: record[k] for k in ("manifest_sha256", "base_model", "wandb_run_id", "git_commit")}
-        | identity(config, args),
+        | {"sequence_parallel": row_ranks, **identity(config, args)},
         shards=[(shard["file"], shard["rows"]) for shard in manifest["splits"]["train"]["shards"]],
         on_bad_step=config.own.on_bad_step,
         spike_sigma=config.own.spike_sigma,
@@ -76,29 +87,38 @@ def make_trainer(
         sampler=eval_rows and _make_sampler(config, args, manifest, eval_rows, tokenizer),
         save_in_background=config.own.save_in_background,
         stop=stop,
+        sequence_parallel=row_ranks,
     )
     fsdp.keep_precision(trainer.accelerator)
     keep_quantised_layout(trainer.model)
-    _install_documentwise(trainer.model)
+    _install_documentwise(trainer.model, row_ranks)
     mask_positions.install(trainer.model)
     saved_settings.make_savable(trainer.model)
     if "wandb" in (args.report_to or ()):
         use_safe_wandb(trainer, record)
     tracker_ends.put_off(trainer)
     _check_distributed_type(trainer.accelerator.distributed_type.value, config)
-    check_vocabulary(trainer.model, manifest, tokenizer.pad_token_id if args.pad_to_multiple_of else None)
+    padded = args.pad_to_multiple_of or row_ranks > 1
+    check_vocabulary(trainer.model, manifest, tokenizer.pad_token_id if padded else None)
     trainer.add_callback(isolation.make_callback(trainer))
     trainer.add_callback(neftune.make_callback(trainer))
+    trainer.add_callback(sequence_parallel.make_callback(trainer))
     if not trainer.is_world_process_zero():
         trainer.remove_callback(PrinterCallback)  # it would print the same lines on each node
     _log_setup(trainer, manifest, rows_a_step)
     return trainer
 
 
-def _install_documentwise(model: Any) -> None:
-    """Before anything wraps the model."""
+def _install_documentwise(model: Any, row_ranks: int) -> None:
+    """Before anything wraps the model.
+
+    Raises:
+        ValueError: rows are cut into parts, which such layers cannot have.
+    """
     if found := documentwise.install(model):
         layers = ", ".join(f"{number} {name}" for name, number in found.items())
+        if row_ranks > 1:
+            raise ValueError(f"sequence_parallel: {layers} carry a state from token to token: leave it out")
         log.info(f"layers that carry a state see each document as a row of its own: {layers}")
         if is_deepspeed_zero3_enabled():
             documentwise.fix_calls(model)
@@ -123,7 +143,12 @@ def _prepare_model(config: RunConfig, args: SFTConfig, manifest: Manifest) -> Mo
     model_config = build_model_config(config)
     asked_dtype = config.model.get("dtype")
     attention = prepare_model_arguments(
-        model_config, args, asked_dtype, manifest["seq_len"], allow_pickle=config.own.allow_pickle
+        model_config,
+        args,
+        asked_dtype,
+        manifest["seq_len"],
+        allow_pickle=config.own.allow_pickle,
+        row_ranks=config.own.sequence_parallel,
     )
     log.info(f"attention: {attention}")
     return model_config
@@ -177,3 +202,5 @@ def _log_setup(trainer: PackedSFTTrainer, manifest: Manifest, rows_a_step: int) 
         f"rows a step (up to {rows_a_step * manifest['seq_len']:,} tokens), {rows:,} rows, "
         f"{steps_per_epoch(rows, rows_a_step):,} steps an epoch"
     )
+    if trainer.row_group is not None:
+        log.info(f"sequence parallelism: {trainer.row_group.size()} ranks hold each row in parts")

@@ -23,6 +23,7 @@ from train.model.layer_values import head_sizes, of_layers
 
 if TYPE_CHECKING:
     import torch
+    from transformers import TrainingArguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,3 +118,10 @@ def peak_flops(device: torch.device, dtype: str) -> float | None:
     from trl.trainer.utils import get_peak_flops
 
     return get_peak_flops(torch.cuda.get_device_name(device), dtype)
+
+
+def multiplied_in(args: TrainingArguments, model: Any) -> str:
+    """The dtype that matrices are multiplied in, such as "bfloat16"."""
+    mixed = {"bf16": args.bf16, "fp16": args.fp16}
+    names = {"bf16": "bfloat16", "fp16": "float16"}
+    return next((names[name] for name, on in mixed.items() if on), str(model.dtype).removeprefix("torch."))

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import is_peft_model
-from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
@@ -23,15 +22,16 @@ from train.loop.data import BATCH_EXTRAS, SourceCollator
 from train.loop.data_position import is_over, skipping_at_once
 from train.loop.evaluation import evaluation_metrics, sum_by_source
 from train.loop.metrics import Meter, document_sums
+from train.loop.row_parts import RowParts
 from train.loop.sample_answers import Sampler
-from train.loop.throughput import model_flops, peak_flops
+from train.loop.throughput import model_flops, multiplied_in, peak_flops
 from train.model import fsdp, lora_inputs
 from train.model.compiling import eagerly
 from train.run import atomic_files, run_record, watchdog
 from train.run.preemption_callback import PreemptionCallback
 
 
-class PackedSFTTrainer(SFTTrainer):
+class PackedSFTTrainer(RowParts, SFTTrainer):
     """SFTTrainer over packed rows with a `sources` column.
 
     Args:
@@ -43,6 +43,7 @@ class PackedSFTTrainer(SFTTrainer):
         on_bad_step, spike_sigma: see train.loop.bad_steps.
         baseline: the base model's evaluation losses, of an earlier start.
         sampler: answers held-out prompts at each evaluation.
+        sequence_parallel: number of consecutive ranks that hold parts of the same rows.
     """
 
     args: SFTConfig  # the base class knows it as TrainingArguments
@@ -61,22 +62,27 @@ class PackedSFTTrainer(SFTTrainer):
         sampler: Sampler | None = None,
         save_in_background: bool = True,
         stop: PreemptionCallback | None = None,
+        sequence_parallel: int = 1,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.source_names = source_names
         self.baseline, self.sampler, self.stop = baseline or {}, sampler, stop
-        self.data_collator = SourceCollator(self.data_collator)
+        part = self.share_rows(sequence_parallel)
+        self.data_collator = SourceCollator(self.data_collator, part)
         self._own_loss = _computes_plain_loss(self)
+        if sequence_parallel > 1 and (self.aux_loss_enabled or not self._own_loss):
+            raise ValueError(
+                "sequence_parallel: the loss of this model, or its router's, needs whole rows: leave it out"
+            )
         if self._own_loss:  # without the entropy, which is only a metric
             base = self.model.get_base_model() if is_peft_model(self.model) else self.model
             add_fused_lm_head(base, outputs=("log_probs", "is_top1"))
         device = self.accelerator.device
         if is_peft_model(self.model) and self.accelerator.native_amp:
             lora_inputs.leave_as_they_are(self.model, device)
-        replicas = self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
         peak = peak_flops(device, multiplied_in(self.args, self.model))
-        self.meter = Meter(source_names, model_flops(self.model), peak, device, replicas)
+        self.meter = Meter(source_names, model_flops(self.model), peak, device, part.size)
         self.guard = StepGuard(
             on_bad_step,
             spike_sigma,
@@ -85,6 +91,7 @@ class PackedSFTTrainer(SFTTrainer):
             source_names=source_names,
             shards=shards or [],
             pace=self.meter.pace,
+            row_group=self.row_group,
         )
         self.checkpointer = Checkpointer(
             self,
@@ -116,8 +123,6 @@ class PackedSFTTrainer(SFTTrainer):
         micro-batch; ours stay on the device."""
         self.meter.pace.begin("forward")
         columns = {name: inputs.pop(name, None) for name in BATCH_EXTRAS}
-        if self.get_sp_size() > 1:  # each process holds a part of the row: TRL's metrics know how to count
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._own_loss:
             loss, outputs = self._plain_loss(model, inputs, num_items_in_batch)
         else:
@@ -202,7 +207,7 @@ class PackedSFTTrainer(SFTTrainer):
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """The metrics of docs/training.md, instead of TRL's."""
-        if "loss" in logs and self.get_sp_size() == 1:
+        if "loss" in logs:
             for name in ("entropy", "mean_token_accuracy", "num_tokens"):
                 self._metrics["train"].pop(name, None)
             logs |= self.meter.report(self.state.max_steps - self.state.global_step)
@@ -310,11 +315,4 @@ def _computes_plain_loss(trainer: PackedSFTTrainer) -> bool:
     """Whether the loss is a sum over tokens of what the fused head gives; label smoothing needs all logits."""
     smoothed = trainer.label_smoother is not None and trainer.args.loss_type == "nll"
     counted = trainer.model_accepts_loss_kwargs  # else the Trainer gives no number of tokens to divide by
-    return counted and trainer.compute_loss_func is None and not smoothed and trainer.get_sp_size() == 1
-
-
-def multiplied_in(args: TrainingArguments, model: Any) -> str:
-    """The dtype that matrices are multiplied in, such as "bfloat16"."""
-    mixed = {"bf16": args.bf16, "fp16": args.fp16}
-    names = {"bf16": "bfloat16", "fp16": "float16"}
-    return next((names[name] for name, on in mixed.items() if on), str(model.dtype).removeprefix("torch."))
+    return counted and trainer.compute_loss_func is None and not smoothed

@@ -4,7 +4,8 @@ Three short documents run packed, then each by itself, then as one document. Iso
 rounding, in the log-probabilities and in the gradients of the embeddings. What would leak is known: the difference that
 one document of all three makes. A model whose packed documents differ from the separate ones by more than a small part
 of that is not trained. It takes five short passes, in the engine and precision of training, on all processes together
-(ZeRO-3 and FSDP gather weights as in any other).
+(ZeRO-3 and FSDP gather weights as in any other). Where training cuts rows into parts, so does the packed pass, within a
+document; the separate documents stay whole.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from data_prep.shards import IGNORE_INDEX
+from train.model import sequence_parallel
 from train.model.compiling import eagerly
 from train.run.distributed import gather_problems
 
@@ -63,8 +65,10 @@ def make_callback(trainer: Any) -> TrainerCallback:
             model = trainer.model_wrapped if sharded else trainer.model
             ids = first_tokens(trainer.train_dataset, TOKENS)
             with eagerly(trainer.accelerator.state.dynamo_plugin):
-                found = check(model, ids, args.device, training_dtype(args))
-            log.info(f"packed documents are isolated: {found}")
+                found = check(model, ids, args.device, training_dtype(args), trainer.row_group)
+            parts = sequence_parallel.part_of(trainer.row_group).size
+            cut = f", cut into {parts} parts" if parts > 1 else ""
+            log.info(f"packed documents are isolated{cut}: {found}")
 
     return CheckIsolation()
 
@@ -86,8 +90,17 @@ def first_tokens(rows: Any, count: int) -> list[int]:
     return ids[:count]
 
 
-def check(model: Any, ids: list[int], device: torch.device, dtype: torch.dtype) -> str:
+def check(
+    model: Any,
+    ids: list[int],
+    device: torch.device,
+    dtype: torch.dtype,
+    group: torch.distributed.ProcessGroup | None = None,
+) -> str:
     """Refuse a model that mixes packed documents. Every process must call it.
+
+    Args:
+        group: the ranks that hold parts of the same rows; None: rows are whole.
 
     Returns:
         A line that says how small the difference is.
@@ -99,7 +112,7 @@ def check(model: Any, ids: list[int], device: torch.device, dtype: torch.dtype) 
         return "not checked, since there are fewer than 6 tokens"
     if dtype == torch.float32:
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    found, largest = measure(model, split(ids), device).of(dtype), LARGEST.get(dtype, LARGEST[torch.bfloat16])
+    found, largest = measure(model, split(ids), device, group).of(dtype), LARGEST.get(dtype, LARGEST[torch.bfloat16])
     text = f"they differ from separate ones by {found:.1e} of what no isolation would make (limit {largest} in {dtype})"
     # A NaN is refused as well.
     if problems := gather_problems([] if found <= largest else [text]):
@@ -116,7 +129,12 @@ def split(ids: list[int]) -> list[list[int]]:
     return [ids[:first], ids[first:second], ids[second:]]
 
 
-def measure(model: Any, documents: list[list[int]], device: torch.device) -> Difference:
+def measure(
+    model: Any,
+    documents: list[list[int]],
+    device: torch.device,
+    group: torch.distributed.ProcessGroup | None = None,
+) -> Difference:
     """How far the tokens' log-probabilities in packed documents are from those in separate ones.
 
     Args:
@@ -124,7 +142,7 @@ def measure(model: Any, documents: list[list[int]], device: torch.device) -> Dif
     """
     was_training = model.training
     model.eval()
-    packed, packed_gradients = _pass(model, documents, device)
+    packed, packed_gradients = _pass(model, documents, device, group)
     joined, joined_gradients = _pass(model, [list(chain(*documents))], device)
     each = [_pass(model, [document], device) for document in documents]
     alone, gradients = (torch.cat(parts) for parts in zip(*each, strict=True))
@@ -156,9 +174,16 @@ def _part(difference: float, leak: float) -> float:
     return difference / leak if leak else float(difference != 0)
 
 
-def _pass(model: Any, documents: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _pass(
+    model: Any,
+    documents: list[list[int]],
+    device: torch.device,
+    group: torch.distributed.ProcessGroup | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Of one row that holds the documents: log-probabilities, (tokens - 1,), 0 for the first token of each; and for
-    each token the size of the gradient of its embedding, (tokens,). Both fp32. No weight gets a gradient."""
+    each token the size of the gradient of its embedding, (tokens,). Both fp32. No weight gets a gradient. With a group,
+    each rank computes its part of the row, and gets all."""
+    tokens = sum(len(document) for document in documents)
     embeddings: list[torch.Tensor] = []
 
     def keep(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
@@ -168,30 +193,42 @@ def _pass(model: Any, documents: list[list[int]], device: torch.device) -> tuple
     handle = model.get_input_embeddings().register_forward_hook(keep)
     try:
         with torch.enable_grad():
-            log_probs = _log_probs(model, documents, device)
+            log_probs = _log_probs(model, documents, device, group)
             (gradient,) = torch.autograd.grad(log_probs.sum(), embeddings)
     finally:
         handle.remove()
-    return log_probs.detach(), gradient[0].float().norm(dim=-1)
+    parts = (log_probs.detach(), gradient[0].float().norm(dim=-1))
+    whole_log_probs, sizes = (sequence_parallel.gather_tokens(part, group) for part in parts)
+    return whole_log_probs[: tokens - 1], sizes[:tokens]
 
 
-def _log_probs(model: Any, documents: list[list[int]], device: torch.device) -> torch.Tensor:
-    """(tokens - 1,) fp32 of one row that holds the documents; 0 for the first token of each."""
+def _log_probs(
+    model: Any, documents: list[list[int]], device: torch.device, group: torch.distributed.ProcessGroup | None
+) -> torch.Tensor:
+    """(tokens - 1,) fp32 of one row that holds the documents, or of a part of it; 0 for the first token of each."""
+    part = sequence_parallel.part_of(group)
+    filler = [documents[0][:1]] * (-sum(map(len, documents)) % part.size)  # documents of one token fill the row up
+    row = _row([*documents, *filler], device)
+    if group is not None:
+        row = sequence_parallel.cut(row, part)
+    outputs = model(**row, **sequence_parallel.arguments(group), use_cache=False, fused_lm_head=True)
+    return outputs.log_probs[0].float()
+
+
+def _row(documents: list[list[int]], device: torch.device) -> dict[str, Any]:
+    """A batch of one packed row, every token trained."""
     lengths = torch.tensor([len(document) for document in documents])
     ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
     positions = torch.cat([torch.arange(n) for n in lengths.tolist()])[None].to(device)
     ids, longest = torch.tensor([list(chain(*documents))], device=device), int(lengths.max())
     numbers = torch.repeat_interleave(torch.arange(len(documents), dtype=torch.int32), lengths)[None].to(device)
-    outputs = model(
-        input_ids=ids,
-        labels=ids.masked_fill(positions == 0, IGNORE_INDEX),
-        position_ids=positions,
-        cu_seq_lens_q=ends,
-        cu_seq_lens_k=ends,
-        max_length_q=longest,
-        max_length_k=longest,
-        seq_idx=numbers,
-        use_cache=False,
-        fused_lm_head=True,
-    )
-    return outputs.log_probs[0].float()
+    return {
+        "input_ids": ids,
+        "labels": ids.masked_fill(positions == 0, IGNORE_INDEX),
+        "position_ids": positions,
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        "seq_idx": numbers,
+    }

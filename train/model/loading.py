@@ -6,13 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.shards import Manifest
 from train.model import attention
+from train.model.sequence_limits import problems_of_parts
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
 
 
 def prepare_model_arguments(
-    model_config: ModelConfig, args: SFTConfig, asked_dtype: str | None, seq_len: int, *, allow_pickle: bool = False
+    model_config: ModelConfig,
+    args: SFTConfig,
+    asked_dtype: str | None,
+    seq_len: int,
+    *,
+    allow_pickle: bool = False,
+    row_ranks: int = 1,
 ) -> str:
     """Set `args.model_init_kwargs` as TRL's own script does; returns the attention implementation and the reason.
 
@@ -20,15 +27,16 @@ def prepare_model_arguments(
         asked_dtype: the run config's `dtype`, if given.
         seq_len: most tokens of a packed row.
         allow_pickle: load pickled weights where there are no others.
+        row_ranks: number of ranks that hold parts of the same rows.
 
     Raises:
-        ValueError: the attention asked for does not work here, the model's layers cannot be packed, or the GPU has no
-            bf16.
+        ValueError: the attention asked for does not work here, the model's layers cannot be packed or cannot have parts
+            of rows, or the GPU has no bf16.
     """
     given: Any = args.model_init_kwargs or {}  # a mapping: SFTConfig has read it if it was JSON text
     kwargs = {**given, "revision": model_config.model_revision}
-    setting = _attention_setting(model_config, args, kwargs, seq_len)
-    name, reason = attention.choose(model_config.attn_implementation, setting)
+    setting = _attention_setting(model_config, args, kwargs, seq_len, row_ranks)
+    name, reason = _choose_attention(model_config.attn_implementation, setting, row_ranks)
     if name == attention.VARLEN:
         from train.model.varlen import register
 
@@ -39,8 +47,17 @@ def prepare_model_arguments(
     return f"{name} ({reason})"
 
 
+def _choose_attention(asked: str | None, setting: attention.Setting, row_ranks: int) -> tuple[str, str]:
+    """`attention.choose`, or the one that exchanges parts of rows."""
+    if row_ranks == 1:
+        return attention.choose(asked, setting)
+    if reason := attention.unsuited(attention.VARLEN, setting):
+        raise ValueError(f"sequence_parallel needs varlen attention: {reason}: leave it out")
+    return attention.VARLEN, f"each rank has the whole row and 1/{row_ranks} of its heads"
+
+
 def _attention_setting(
-    model_config: ModelConfig, args: SFTConfig, kwargs: dict[str, Any], seq_len: int
+    model_config: ModelConfig, args: SFTConfig, kwargs: dict[str, Any], seq_len: int, row_ranks: int
 ) -> attention.Setting:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -52,8 +69,8 @@ def _attention_setting(
     )
     text = config.get_text_config()
     layers = {"model_type": text.model_type, "layer_types": getattr(text, "layer_types", None)}
-    for problem in attention.problems_of_layers(layers):
-        raise ValueError(f"{model_config.model_name_or_path}: {problem}")
+    if problems := [*attention.problems_of_layers(layers), *problems_of_parts(text.to_dict(), row_ranks)]:
+        raise ValueError(f"{model_config.model_name_or_path}: {'; '.join(problems)}")
     on_gpu = torch.cuda.is_available() and not args.use_cpu
     capability = torch.cuda.get_device_capability() if on_gpu else (0, 0)
     if on_gpu and args.bf16 and capability < (8, 0):  # torch would emulate it, many times slower
@@ -98,6 +115,6 @@ def check_vocabulary(model: Any, manifest: Manifest, pad_token_id: int | None = 
         )
     if pad_token_id is not None and pad_token_id >= rows:
         raise ValueError(
-            f"pad_to_multiple_of: the tokenizer pads with the id {pad_token_id:,}, the model has embeddings for "
-            f"{rows:,} tokens: leave it out, or give the model rows with python -m train.add_tokens"
+            f"rows are filled up, and the tokenizer pads with the id {pad_token_id:,}, the model has embeddings for "
+            f"{rows:,} tokens: leave out pad_to_multiple_of and sequence_parallel, or use train.add_tokens"
         )

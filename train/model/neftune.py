@@ -13,6 +13,8 @@ import torch
 from transformers import TrainerCallback
 from transformers.integrations.neftune import deactivate_neftune
 
+from train.model.sequence_parallel import Part, part_of
+
 
 def make_callback(trainer: Any) -> TrainerCallback:
     """A callback that puts the noise of `neftune_noise_alpha`, if it is set, on documents instead of rows."""
@@ -31,30 +33,33 @@ def add_noise(model: Any, alpha: float) -> Any:
     """Add noise to the embeddings of each forward pass in training.
 
     Args:
-        model: called with `cu_seq_lens_q`, (documents + 1,), where the documents of a row begin and end.
+        model: called with `cu_seq_lens_q`, (documents + 1,), where the documents of a row begin and end, and with
+            `sp_group` where it gets a part of the row.
 
     Returns:
         The handle that removes it.
     """
     ends: list[torch.Tensor] = []
+    parts = [Part()]
 
     def remember_ends(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         ends[:] = [kwargs["cu_seq_lens_q"]] if kwargs.get("cu_seq_lens_q") is not None else []
+        parts[:] = [part_of(kwargs.get("sp_group"))]
 
     def with_noise(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         if not module.training:
             return output
         if not ends:
             raise ValueError("NEFTune: expected cu_seq_lens_q, which says where documents end, found none")
-        return output + noise(output, ends[0], alpha)
+        return output + noise(output, ends[0], alpha, parts[0])
 
     model.register_forward_pre_hook(remember_ends, with_kwargs=True)
     return model.get_input_embeddings().register_forward_hook(with_noise)
 
 
-def noise(embeddings: torch.Tensor, ends: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Uniform noise for embeddings (1, tokens, width) of documents that end at `ends`."""
+def noise(embeddings: torch.Tensor, ends: torch.Tensor, alpha: float, part: Part) -> torch.Tensor:
+    """Uniform noise for the embeddings, (1, tokens, width), of a part of a row whose documents end at `ends`."""
     lengths = ends.diff()
     magnitudes = alpha / (lengths * embeddings.shape[-1]).sqrt()
-    of_token = torch.repeat_interleave(magnitudes, lengths, output_size=embeddings.shape[1])
-    return torch.empty_like(embeddings).uniform_(-1, 1) * of_token[None, :, None].to(embeddings.dtype)
+    of_token = torch.repeat_interleave(magnitudes, lengths, output_size=embeddings.shape[1] * part.size)
+    return torch.empty_like(embeddings).uniform_(-1, 1) * part.of(of_token[None])[..., None].to(embeddings.dtype)

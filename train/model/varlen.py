@@ -22,6 +22,8 @@ from transformers.integrations.flash_attention import get_target_dtype
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from train.model.sequence_parallel import exchanging
+
 NAME = "varlen"
 # From torch 2.12 on the kernel needs a flag where heads share keys and values; 2.11's sees it in the shapes. Looked up
 # once, here: a compiled layer cannot read signatures.
@@ -47,6 +49,7 @@ def varlen_mask(
     return sdpa_mask(batch_size, q_length, kv_length, attention_mask=attention_mask, **kwargs)
 
 
+@exchanging
 def varlen_forward(
     module: torch.nn.Module,
     query: torch.Tensor,

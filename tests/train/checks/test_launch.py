@@ -39,11 +39,11 @@ class TestLaunchFile:
             ({"use_cpu": False}, "use_cpu is False, in the run config True"),
             (
                 {"parallelism_config": {"parallelism_config_cp_size": 2}},
-                "documents of a packed row attend to each other",
+                "write sequence_parallel in the run config",
             ),
             (
                 {"parallelism_config": {"parallelism_config_sp_size": 2}},
-                "documents of a packed row attend to each other",
+                "write sequence_parallel in the run config",
             ),
         ],
     )
@@ -122,7 +122,7 @@ class TestEnvironment:
             ({"ACCELERATE_USE_CPU": "true"}, "ACCELERATE_USE_CPU is set"),
             ({"ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"}, "zero3_init_flag is True, but"),
             ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "nowhere.json"}, "nowhere.json: no such file"),
-            ({"PARALLELISM_CONFIG_CP_SIZE": "2"}, "documents of a packed row attend to each other"),
+            ({"PARALLELISM_CONFIG_CP_SIZE": "2"}, "write sequence_parallel in the run config"),
             ({"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": "true"}, "it would silently be plain DDP"),
             (
                 {"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},

@@ -102,7 +102,9 @@ class Compiled:
         """As much of a trainer as is asked."""
         state = SimpleNamespace(dynamo_plugin=TorchDynamoPlugin(backend="eager"))
         accelerator = SimpleNamespace(state=state, autocast=torch.no_grad)
-        trainer = SimpleNamespace(accelerator=accelerator, is_deepspeed_enabled=True, is_fsdp_enabled=False)
+        trainer = SimpleNamespace(
+            accelerator=accelerator, is_deepspeed_enabled=True, is_fsdp_enabled=False, row_group=None
+        )
         trainer.model = trainer.model_wrapped = self.model
         trainer.train_dataset, trainer.state = Dataset.from_list([{"input_ids": IDS}]), SimpleNamespace(global_step=1)
         return trainer
