@@ -4,7 +4,7 @@
 
 The loss and gradients of a row that 2, 3 or 4 ranks hold in parts, against its documents one at a time by transformers'
 own attention on one rank. OUT.json: for each case how far the loss (relative) and the gradients are off, and those of a
-control whose documents are joined.
+control whose documents are joined. "proof": what the start-up proof says of three attention functions.
 """
 
 from __future__ import annotations
@@ -20,11 +20,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    Qwen3Config,
+)
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl.trainer.utils import add_fused_lm_head
 
 from train.loop.data import SourceCollator
-from train.model import sequence_parallel, varlen
+from train.model import isolation, sequence_parallel, varlen
 
 LENGTHS = [5, 37, 1, 90, 2, 64, 23, 11]  # 233 tokens: parts end within documents, and the last one is filled up
 SIZES = {
@@ -112,19 +121,50 @@ def compare(config: Any, group: Any) -> dict[str, float]:
     return found
 
 
+def not_exchanged(*args: Any, sp_group: Any = None, **kwargs: Any) -> Any:
+    """As in a model that does not hand its arguments on."""
+    return varlen.varlen_forward(*args, **kwargs)
+
+
+def joined(*args: Any, sp_group: Any = None, cu_seq_lens_q: Any = None, **kwargs: Any) -> Any:
+    """Documents see each other where rows are cut, and only there."""
+    ends = cu_seq_lens_q if sp_group is None else cu_seq_lens_q[[0, -1]]
+    return varlen.varlen_forward(*args, sp_group=sp_group, cu_seq_lens_q=ends, **{**kwargs, "max_length_q": None})
+
+
+def proofs(config: Any, group: Any) -> dict[str, str]:
+    """What the start-up proof says: isolated, or why not."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="varlen")
+    add_fused_lm_head(model)
+    ids, said = torch.randint(0, 257, (isolation.TOKENS,)).tolist(), {}
+    for attention in (varlen.varlen_forward, not_exchanged, joined):
+        name = attention.__name__
+        AttentionInterface.register(name, attention)
+        AttentionMaskInterface.register(name, varlen.varlen_mask)
+        model.set_attn_implementation(name)
+        try:
+            said[name] = isolation.check(model, ids, torch.device("cpu"), torch.float32, group)
+        except ValueError as error:
+            said[name] = str(error)
+    return said
+
+
 def run_rank(rank: int, ranks: int, port: int, out: Path) -> None:
     """All cases of a world."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(ranks)}
     dist.init_process_group("gloo")
     group = sequence_parallel.join(ranks, timedelta(seconds=60))
     cases = {f"{name}, {ranks}": config for name, (config, worlds) in configs().items() if ranks in worlds}
-    found = {name: compare(config, group) for name, config in cases.items()}
+    found: dict[str, Any] = {name: compare(config, group) for name, config in cases.items()}
+    if ranks == 2:
+        found["proof"] = proofs(configs()["llama 3"][0], group)
     if rank == 0:
         out.write_text(json.dumps(found))
     dist.barrier()
 
 
-def run_world(ranks: int, out: Path) -> dict[str, dict[str, float]]:
+def run_world(ranks: int, out: Path) -> dict[str, Any]:
     """Fork the ranks, wait for them, and read what they found."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -51,3 +51,8 @@ class RowParts(Trainer):
     def _prepare_inputs(self, inputs: Any) -> Any:
         """With the group that attention exchanges tokens and heads in."""
         return {**super()._prepare_inputs(inputs), **sequence_parallel.arguments(self.row_group)}
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Random states of a run of whole rows are the same on all ranks."""
+        super()._load_rng_state(checkpoint)
+        sequence_parallel.separate_random_numbers(self.row_group, self.args.seed + self.state.global_step)

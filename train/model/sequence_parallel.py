@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -166,12 +167,25 @@ def gather_tokens(own: torch.Tensor, group: dist.ProcessGroup | None) -> torch.T
     return torch.cat(parts)
 
 
+def separate_random_numbers(group: dist.ProcessGroup | None, seed: int) -> None:
+    """Let the parts of a row draw numbers of their own: dropout and noise would repeat in each part.
+
+    Every rank must call it. Ranks that draw other numbers already are left as they are; those that began with one seed,
+    or with the states of a run of whole rows, are not.
+    """
+    if group is None:
+        return
+    states: list[int] = [0] * group.size()
+    dist.all_gather_object(states, zlib.crc32(torch.get_rng_state().numpy().tobytes()), group=group)
+    if len(set(states)) < len(states):
+        torch.manual_seed(seed + group.rank())
+
+
 def make_callback(trainer: Any) -> TrainerCallback:
-    """A callback that lets the parts of a row have random numbers of their own: dropout and noise would repeat."""
+    """A callback that separates the random numbers of parts at the start; `RowParts` does so after a resume."""
 
-    class SeedByPart(TrainerCallback):
+    class SeparateRandomNumbers(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if trainer.row_group is not None:  # a resume reads the checkpoint's random states later
-                torch.manual_seed(args.seed + trainer.row_group.rank())
+            separate_random_numbers(trainer.row_group, args.seed)
 
-    return SeedByPart()
+    return SeparateRandomNumbers()

@@ -34,10 +34,20 @@ def compared(tmp_path_factory):
 
 def test_loss_and_gradients_equal_those_of_separate_documents(compared):
     """With windows, keys wider than values, and heads of keys and values that ranks must repeat or share."""
-    assert len(compared) == CASES
-    for name, off in compared.items():
+    cases = {name: off for name, off in compared.items() if name != "proof"}
+    assert len(cases) == CASES
+    for name, off in cases.items():
         assert off["packed loss"] < 5e-7 and off["packed gradients"] < 5e-7, name
         assert off["joined gradients"] > 0.01, f"{name}: joined documents should differ"
+
+
+def test_the_start_up_proof_cuts_rows_as_training_does(compared):
+    """It refuses a model that does not hand the group on, and documents that see each other only where rows are cut."""
+    said = compared["proof"]
+    assert "they differ from separate ones by" in said["varlen_forward"]
+    assert "does not keep packed documents apart" not in said["varlen_forward"]
+    for broken in ("not_exchanged", "joined"):
+        assert "does not keep packed documents apart" in said[broken], broken
 
 
 ROW = {"input_ids": [5, 6, 7, 8, 9], "labels": [5, -100, 7, 8, 9], "seq_lengths": [3, 2], "sources": [0, 1], "row": 4}
@@ -106,18 +116,22 @@ def test_models_that_cannot_have_parts_are_refused_by_name(settings, ranks, word
     assert re.search(words, found) if words else found == ""
 
 
-@pytest.mark.parametrize("ranks", [(0, 1), (1, 2)])
-def test_parts_of_a_row_have_random_numbers_of_their_own(ranks):
-    args = SimpleNamespace(seed=7)
+@pytest.mark.parametrize(("others", "kept"), [([1, 2], True), ([1, 1], False)])
+def test_parts_of_a_row_have_random_numbers_of_their_own(others, kept, monkeypatch):
+    """Those of ranks that differ stay: a resume goes on with them."""
+
+    def gather(found, mine, group):
+        found[:] = [mine if other == others[0] else other for other in others]
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
     drawn = []
     with torch.random.fork_rng():
-        for rank in ranks:
-            trainer = SimpleNamespace(row_group=SimpleNamespace(rank=lambda rank=rank: rank))
+        for rank in (0, 1):
             torch.manual_seed(3)
-            make_callback(trainer).on_train_begin(args, None, None)
+            trainer = SimpleNamespace(row_group=SimpleNamespace(rank=lambda rank=rank: rank, size=lambda: 2))
+            make_callback(trainer).on_train_begin(SimpleNamespace(seed=7), None, None)
             drawn.append(torch.rand(4))
         torch.manual_seed(3)
-        state = torch.random.get_rng_state()
-        make_callback(SimpleNamespace(row_group=None)).on_train_begin(args, None, None)
-        assert torch.equal(state, torch.random.get_rng_state()), "whole rows: nothing is drawn or seeded"
-    assert not torch.equal(*drawn)
+        make_callback(SimpleNamespace(row_group=None)).on_train_begin(SimpleNamespace(seed=7), None, None)
+        whole = torch.rand(4)
+    assert torch.equal(*drawn) is kept and torch.equal(drawn[0], whole) is kept
