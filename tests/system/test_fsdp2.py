@@ -21,6 +21,7 @@ RUNS = {
     "full": ("llama", {"gradient_checkpointing": True}),
     "tied": ("qwen3", {}),
     "lora": ("llama", LORA),
+    "parts": ("llama", {"sequence_parallel": 2, "gradient_accumulation_steps": 4, "gradient_checkpointing": True}),
     "half": ("llama", {"bf16": True}),
     "stopped": ("llama", {"gradient_checkpointing": True}),
 }
@@ -59,7 +60,7 @@ def steps(folder: Path) -> list[dict]:
     return [entry for entry in history(folder) if "loss" in entry]
 
 
-@pytest.mark.parametrize("name", ["full", "tied", "lora"])
+@pytest.mark.parametrize("name", ["full", "tied", "lora", "parts"])
 def test_equals_the_plain_loop(name, ran, shards, tiny_model_dir):
     base = tiny_model_dir(RUNS[name][0])
     model = adapted(base) if name == "lora" else load(base)
