@@ -51,7 +51,10 @@ def _traffic(config: RunConfig, tokens: int, ranks: int) -> str:
     path = model_file(config, "config.json")
     if path is None:
         return ""
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # reported as a problem
+        return ""
     settings |= settings.get("text_config") or {}
     heads, width = heads_of(settings), settings.get("head_dim")
     if heads is None or not (width or settings.get("hidden_size")):
