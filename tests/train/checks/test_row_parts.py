@@ -131,3 +131,10 @@ def test_layers_with_a_state_are_found_in_the_model_itself(tiny_model_dir):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir("lfm2"))
     with pytest.raises(ValueError, match="sequence_parallel: 1 Lfm2ShortConv carry a state"):
         _install_documentwise(model, 2)
+
+
+def test_a_config_that_is_no_json_is_reported_and_the_numbers_are_shown(long_rows, model):
+    (model / "config.json").write_text("{")
+    found = report(long_rows)
+    assert any("not readable as JSON" in problem for problem in found.problems)
+    assert any(line.endswith("over 8 ranks: 16,384 each") for line in found.summary)
