@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from data_prep.shards import IGNORE_INDEX
 from tests.support.training import document_rows, history, run_config
 
 
@@ -71,7 +70,6 @@ def train_plainly(
     make_optimizer: Callable[[Any], torch.optim.Optimizer],
     losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = document_losses,
     extra: Callable[[list[list[Any]]], torch.Tensor] | None = None,
-    filler_rows: int = 0,
     max_grad_norm: float = 1.0,
 ) -> Trained:
     """All documents of the train split in each step, one at a time, unpacked, in the model's dtype.
@@ -79,10 +77,9 @@ def train_plainly(
     Args:
         losses: of the trained tokens, whose mean is the loss.
         extra: added to it; takes the outputs of the documents by row, for models with router logits.
-        filler_rows: so many rows of one untrained token go into `extra` as well.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    rows = [*document_rows(shards, "train"), *[[([3], [IGNORE_INDEX], 0)]] * filler_rows]
+    rows = document_rows(shards, "train")
     optimizer, found = make_optimizer(model), Trained([], [], model)
     more = {"output_router_logits": True} if extra else {}
     for _ in range(steps):

@@ -57,7 +57,7 @@ COMPILED = {
     "attn_implementation": "sdpa",
     "pad_to_multiple_of": 256,
 }
-BALANCED = {"extra": balanced(0.5), "filler_rows": 1}
+BALANCED = {"extra": balanced(0.5)}  # the filler row has no part in it
 EIGHT_BIT = {"loss": 1e-4, "norm": 1e-3, "weights": 3e-3}  # blocks of 256 begin elsewhere in ZeRO's flat weights
 QUANTISED = {"loss": 5e-4, "norm": 2e-2, "weights": None}
 MODES = {

@@ -18,6 +18,7 @@ from train.checkpoint.resumed_options import asked_groups
 from train.checkpoint.saving import Checkpointer
 from train.checkpoint.tied_weights import drop_copies
 from train.loop.bad_steps import BadStepError, StepGuard
+from train.loop.balancing import BalancingShare
 from train.loop.data import BATCH_EXTRAS, SourceCollator
 from train.loop.data_position import is_over, skipping_at_once
 from train.loop.evaluation import evaluation_metrics, sum_by_source
@@ -82,6 +83,7 @@ class PackedSFTTrainer(RowParts, SFTTrainer):
         if is_peft_model(self.model) and self.accelerator.native_amp:
             lora_inputs.leave_as_they_are(self.model, device)
         peak = peak_flops(device, multiplied_in(self.args, self.model))
+        self.balancing = BalancingShare(self.accelerator)
         self.meter = Meter(source_names, model_flops(self.model), peak, device, part.size)
         self.guard = StepGuard(
             on_bad_step,
@@ -113,6 +115,8 @@ class PackedSFTTrainer(RowParts, SFTTrainer):
         self.meter.begin_step()
         self._loss_before = self._tr_loss.clone()
         batches = super().get_batch_samples(self.meter.waiting(epoch_iterator), num_batches, device)
+        if self.aux_loss_enabled:
+            self.balancing.begin_step(batches[0])
         self.meter.pace.begin("forward")
         return batches
 
@@ -147,7 +151,7 @@ class PackedSFTTrainer(RowParts, SFTTrainer):
         loss = per_token.sum() / num_items_in_batch.clamp(min=1)
         loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # DDP averages the gradients
         if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss * self.balancing.of(inputs)
         return loss, outputs
 
     def _trl_loss(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> tuple[Any, Any]:
