@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from train.checkpoint import folders
 from train.checkpoint.folders import Checkpoint
 from train.checkpoint.lost_steps import check_nothing_is_lost, warn_of_steps_trained_again
+from train.config.expert_parallel import section_of
 from train.run.atomic_files import write_json_atomically
 from train.run.distributed import gather, gather_problems, is_first
 from train.run.model_identity import QUANTISATION, difference
@@ -174,9 +175,11 @@ def identity(config: RunConfig, args: TrainingArguments) -> dict[str, Any]:
         "adapters": {name: value for name, value in given.items() if name in _ADAPTERS or name.startswith("lora_")},
         "quantisation": {name: config.value(name) for name in QUANTISATION} if config.value("load_in_4bit") else {},
         "model": str(given["model_name_or_path"]),
+        "expert_parallel": section_of(args) is not None,
     }
 
 
+_DEFAULTS = {"expert_parallel": False}  # of checkpoints from before there was such a thing
 _ADAPTERS = ("use_peft", "use_dora", "use_rslora", "load_in_4bit", "load_in_8bit")
 
 
@@ -196,9 +199,10 @@ def check_identity(found: Checkpoint, here: dict[str, Any]) -> None:
         "row_order": "the rows would come in another order",
         "adapters": "its states do not fit",
         "quantisation": "its adapters belong to other weights",
+        "expert_parallel": "DeepSpeed loads its experts only in the form that they were saved in",
     }
     for name, reason in why.items():
-        before, now = found.extra.get(name), here.get(name)
+        before, now = (values.get(name, _DEFAULTS.get(name)) for values in (found.extra, here))
         if before not in (None, now):
             raise ValueError(
                 f"{found.path} was written with {name} {before}, here it is {now}: {reason}. Write what it was, or "

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from train.config.expert_parallel import ASKED_GROUP
+
 if TYPE_CHECKING:
     from train.checkpoint.trainer_type import CheckpointedTrainer
 
@@ -37,8 +39,10 @@ def apply_options(trainer: CheckpointedTrainer, asked: list[dict[str, Any]] | No
 
 def _change_groups(trainer: CheckpointedTrainer, asked: list[dict[str, Any]] | None) -> list[tuple[str, Any, Any]]:
     groups = trainer.optimizer.param_groups
-    if asked is None or len(groups) != len(asked):
+    numbers = [group.get(ASKED_GROUP, i) for i, group in enumerate(groups)]
+    if asked is None or set(numbers) != set(range(len(asked))):
         return []
+    asked = [asked[number] for number in numbers]
     changed = []
     for group, wanted in zip(groups, asked, strict=True):
         for name in _OPTIONS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -16,9 +17,21 @@ def estimate_size(model: Any, args: TrainingArguments) -> int:
     per_state = 1 if "8bit" in str(args.optim) else 4
     total = 0
     for parameter in model.parameters():
-        number = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves nothing in the parameter itself
+        number = _whole_number(parameter)
         total += number * parameter.element_size() + (2 * per_state * number if parameter.requires_grad else 0)
     return total
+
+
+def _whole_number(parameter: Any) -> int:
+    """Numbers in a parameter over all processes.
+
+    ZeRO-3 leaves nothing in the parameter itself, expert parallelism this process's experts.
+    """
+    experts = getattr(parameter, "ds_autoep_uc_meta", None)
+    if experts:
+        return math.prod(experts["logical_shape"])
+    number: int = getattr(parameter, "ds_numel", parameter.numel())
+    return number
 
 
 def largest_part(model: Any, args: TrainingArguments, is_sharded: bool) -> float:
@@ -26,7 +39,7 @@ def largest_part(model: Any, args: TrainingArguments, is_sharded: bool) -> float
     total = 2 * estimate_size(model, args)
     if not is_sharded:
         return total
-    weights: int = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
+    weights: int = sum(_whole_number(p) * p.element_size() for p in model.parameters())
     own_part: float = total / args.world_size
     return weights + own_part
 

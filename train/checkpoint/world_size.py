@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from train.checkpoint import folders
 from train.checkpoint.folders import Checkpoint
 from train.checkpoint.resume import named_checkpoint
+from train.config.expert_parallel import autoep_size
 from train.config.run_config import RunConfig
 from train.config.steps import rows_per_step
 
@@ -99,6 +100,7 @@ def kind_of_states(trainer: CheckpointedTrainer) -> dict[str, Any]:
     return {
         "engine": engine,
         "zero_stage": stage,
+        "autoep_size": autoep_size(trainer.args),
         "optim": str(getattr(trainer.args.optim, "value", trainer.args.optim)),
     }
 
@@ -118,11 +120,11 @@ def resumable(found: Checkpoint, trainer: CheckpointedTrainer, config: RunConfig
         "zero_stage": _stage_of(found, here["zero_stage"]),
         "optim": found.extra.get("optim", here["optim"]),
     }
-    same_world = found.world_size == trainer.args.world_size
     _check_possible(found, before, here)
-    if not here["zero_stage"] or (same_world and before["zero_stage"] == here["zero_stage"]):
+    if not here["zero_stage"] or _lies_as_here(found, here, trainer):
         yield found.path
         return
+    _check_experts(found, before, here, config)
     if config.own.reinitialize_optimizer:
         from train.checkpoint.deepspeed_universal import weights_only
 
@@ -155,14 +157,14 @@ def best_loadable(trainer: CheckpointedTrainer) -> Iterator[bool]:
         return
     assert path, "the Trainer loads a best checkpoint only where it has one"
     found = folders.read(Path(path))
-    same_stage = _stage_of(found, here["zero_stage"]) == here["zero_stage"]
-    if same_stage and found.world_size == trainer.args.world_size:
+    if _lies_as_here(found, here, trainer):
         yield True
         return
-    if not same_stage:
+    if _stage_of(found, here["zero_stage"]) != here["zero_stage"] or _has_rigid_experts(here):
         log.warning(
-            f"the best checkpoint, {path}, is of another ZeRO stage and not loaded: the final model is that "
-            f"of the last step. The best one: python -m train.export --checkpoint {path}"
+            f"the best checkpoint, {path}, is of another ZeRO stage, or has experts under ZeRO-3 on other processes, "
+            "and is not loaded: the final model is that of the last step. The best one: "
+            f"python -m train.export --checkpoint {path}"
         )
         yield False
         return
@@ -175,6 +177,18 @@ def best_loadable(trainer: CheckpointedTrainer) -> Iterator[bool]:
     trainer.accelerator.wait_for_everyone()
     if trainer.args.process_index == 0:
         folders.clean(folders.run_dir_of(trainer.args), folders.UNIVERSAL)
+
+
+def _lies_as_here(found: Checkpoint, here: dict[str, Any], trainer: CheckpointedTrainer) -> bool:
+    """Whether its states are cut into parts as this launch cuts them."""
+    same_parts = found.extra.get("autoep_size", 0) == here["autoep_size"]
+    same_stage = _stage_of(found, here["zero_stage"]) == here["zero_stage"]
+    return same_parts and same_stage and found.world_size == trainer.args.world_size
+
+
+def _has_rigid_experts(here: dict[str, Any]) -> bool:
+    """Whether DeepSpeed loads weights that were cut into other parts only together with the optimizer's states."""
+    return bool(here["autoep_size"]) and here["zero_stage"] == 3
 
 
 def _stage_of(found: Checkpoint, default: int | None) -> int | None:
@@ -192,6 +206,22 @@ def _check_possible(found: Checkpoint, before: dict[str, Any], here: dict[str, A
         f"{found.path} was written with {was}, this launch has {now}: the optimizer states cannot be taken over. "
         "Launch it as before, or make a model of it with train.export and begin a new run from that"
     )
+
+
+def _check_experts(found: Checkpoint, before: dict[str, Any], here: dict[str, Any], config: RunConfig) -> None:
+    """ZeRO-1 and 2 keep the optimizer's states of experts in groups of their own, ZeRO-3 does not."""
+    was, now = before["zero_stage"], here["zero_stage"]
+    if here["autoep_size"] and (was == 3) != (now == 3):
+        raise ValueError(
+            f"{found.path} was written with expert parallelism under ZeRO-{was}, this launch has ZeRO-{now}: "
+            "DeepSpeed keeps the states of experts in another order there. Launch it as before, or make a model of it "
+            "with train.export and begin a new run from that"
+        )
+    if config.own.reinitialize_optimizer and _has_rigid_experts(here):
+        raise ValueError(
+            f"{found.path}: reinitialize_optimizer: DeepSpeed loads experts under ZeRO-3 only together with the "
+            "optimizer's states: remove it, and the states are rearranged"
+        )
 
 
 def _check_convertible(found: Checkpoint, optim: str, world_size: int) -> None:

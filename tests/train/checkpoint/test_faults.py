@@ -88,6 +88,9 @@ def test_the_first_process_writes_all_weights_and_its_part_of_the_states():
     args = SimpleNamespace(optim="adamw_torch", world_size=4)
     assert size_estimates.largest_part(model, args, is_sharded=False) == 20e6  # twice 2 + 4 + 4 bytes
     assert size_estimates.largest_part(model, args, is_sharded=True) == 2e6 + 20e6 / 4
+    model.weight.ds_autoep_uc_meta = {"logical_shape": [4, 1000, 1000]}  # a process holds one expert of four
+    assert size_estimates.largest_part(model, args, is_sharded=False) == 80e6
+    assert size_estimates.largest_part(model, args, is_sharded=True) == 8e6 + 80e6 / 4
 
 
 def test_saves_too_slow_for_the_grace_period_are_reported_once_and_at_the_start(make_run, monkeypatch, said):

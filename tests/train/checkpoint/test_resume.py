@@ -28,6 +28,7 @@ def written_with(**changes) -> folders.Checkpoint:
         ("data_seed", 8),
         ("row_order", "sequential"),
         ("adapters", {"use_peft": True}),
+        ("expert_parallel", True),
     ],
 )
 def test_a_marker_is_compared_with_this_start(name, before):
@@ -35,6 +36,12 @@ def test_a_marker_is_compared_with_this_start(name, before):
         resume.check_identity(written_with(**{name: before}), HERE)
     resume.check_identity(written_with(**{name: None}), HERE)
     resume.check_identity(written_with(), HERE)
+
+
+def test_a_marker_from_before_expert_parallelism_is_one_without():
+    with pytest.raises(ValueError, match="was written with expert_parallel False, here it is True"):
+        resume.check_identity(written_with(), {**HERE, "expert_parallel": True})
+    resume.check_identity(written_with(expert_parallel=True), {**HERE, "expert_parallel": True})
 
 
 def test_a_marker_of_another_model_is_a_warning(capsys):
