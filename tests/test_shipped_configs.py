@@ -31,7 +31,9 @@ def name_of(path: Path) -> str:
 def flags_for(train: Path, launch: Path, folder: Path) -> list[str]:
     """The run config as shipped, on shards and a model that exist, on the hardware of the launch file."""
     shards = write_shards(folder / "shards", rows=400)
-    flags = ["--config", str(train), "--data", str(shards), "--model_name_or_path", str(write_model(folder / "model"))]
+    mixture = {"model_type": "qwen3_moe", "num_experts": 8} if launch.stem.endswith("_ep") else {}
+    model = write_model(folder / "model", **mixture)
+    flags = ["--config", str(train), "--data", str(shards), "--model_name_or_path", str(model)]
     settings, _ = read_yaml(launch)
     if settings["use_cpu"]:
         return [*flags, "--use_cpu", "--bf16", "false"]
@@ -45,10 +47,11 @@ def from_the_root(monkeypatch):
 
 def test_all_kinds_are_shipped():
     gpu = {"single_gpu", "zero1", "zero2", "zero3", "zero3_multinode", "fsdp2"}
-    gpu |= {"zero2_offload", "zero3_offload", "zero3_nvme", "zero3_plus_multinode"}
+    gpu |= {"zero2_offload", "zero3_offload", "zero3_nvme", "zero3_plus_multinode", "zero2_ep", "zero3_ep"}
     cpu = {"cpu_single", "cpu_zero1", "cpu_zero2", "cpu_zero3", "cpu_zero3_multinode", "cpu_zero3_offload"}
+    cpu |= {"cpu_zero2_ep", "cpu_zero3_ep"}
     assert {path.stem for path in ACCELERATE} == gpu | cpu
-    other = {"zero2_offload", "zero3_offload", "zero3_nvme", "zero3_plus"}
+    other = {"zero2_offload", "zero3_offload", "zero3_nvme", "zero3_plus", "zero2_ep", "zero3_ep"}
     assert {path.stem for path in DEEPSPEED} == {"zero1", "zero2", "zero3"} | other
 
 
@@ -63,6 +66,10 @@ def test_every_run_config_passes_with_every_launch_file(train, launch, tmp_path)
         [problem] = check(load_run_config(flags), accelerate_config=launch, world_size=processes)
         assert "would silently replace paged_adamw_8bit" in problem
         flags += ["--optim", "adamw_torch"]
+    if launch.stem.endswith("_ep") and "lora" in train.stem:
+        [problem] = check(load_run_config(flags), accelerate_config=launch, world_size=processes)
+        assert "adapters are refused" in problem
+        return
     assert check(load_run_config(flags), accelerate_config=launch, world_size=processes) == []
 
 
@@ -81,6 +88,9 @@ def test_deepspeed_files_hold_stage_and_communication_only(path):
     assert settings.pop("bf16") == settings.pop("fp16") == {"enabled": "auto"}
     assert ("aio" in settings) == ("nvme" in path.stem)
     settings.pop("aio", None)
+    experts = settings.pop("expert_parallel", None)
+    expected = {"enabled": True, "autoep_size": 2, "use_grouped_mm": False}
+    assert experts == (expected if path.stem.endswith("_ep") else None)
     assert set(settings.values()) == {"auto"}
 
 

@@ -183,7 +183,7 @@ def _lies_as_here(found: Checkpoint, here: dict[str, Any], trainer: Checkpointed
     """Whether its states are cut into parts as this launch cuts them."""
     same_parts = found.extra.get("autoep_size", 0) == here["autoep_size"]
     same_stage = _stage_of(found, here["zero_stage"]) == here["zero_stage"]
-    return same_parts and same_stage and found.world_size == trainer.args.world_size
+    return bool(same_parts and same_stage and found.world_size == trainer.args.world_size)
 
 
 def _has_rigid_experts(here: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from train.checks.expert_parallel import check_expert_parallel
 from train.config.run_config import RunConfig
 
 # With offloaded states, accelerate maps these to DeepSpeed's optimizer of the same kind, and all others to its Adam.
@@ -41,6 +42,7 @@ def check_deepspeed(
     yield from _check_numbers(settings, origin, config, processes)
     yield from _check_precision(settings, origin, config)
     yield from _check_optimizer(settings, zero, origin, config)
+    yield from check_expert_parallel(settings, origin, config, processes)
 
 
 def _check_numbers(settings: Mapping[str, Any], origin: str, config: RunConfig, processes: int | None) -> Iterator[str]:

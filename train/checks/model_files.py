@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,21 @@ def model_file(config: RunConfig, name: str) -> Path | None:
 
     found = try_to_load_from_cache(model, name, revision=config.value("model_revision"))
     return Path(found) if isinstance(found, str) else None
+
+
+def text_settings(config: RunConfig) -> dict[str, Any] | None:
+    """The config.json of the language model; None where it is not here, or damaged, which `check_model` reports."""
+    path = model_file(config, "config.json")
+    try:
+        settings = _read_object(path) if path else None
+    except ValueError:
+        return None
+    return settings and settings | (settings.get("text_config") or {})
+
+
+def number_of_experts(text: Mapping[str, Any]) -> int:
+    """Of each layer that has some, by the language model's config.json; 0 where it names none."""
+    return next((int(text[key]) for key in _EXPERTS if text.get(key)), 0)
 
 
 def _may_be_hub_id(model: str) -> bool:
@@ -240,10 +255,9 @@ def expert_notes(config: RunConfig) -> Iterator[str]:
     mixed = config.precision != "no" and not config.value("use_cpu")
     if path is None or not mixed or config.value("dtype") not in (None, "float32", "auto"):
         return
-    settings = _read_object(path)
-    text = settings | (settings.get("text_config") or {})
+    text = text_settings(config) or {}
     dtype = text.get("dtype") or text.get("torch_dtype") if config.value("dtype") == "auto" else "float32"
-    if dtype == "float32" and any((text.get(key) or 0) > 1 for key in _EXPERTS):
+    if dtype == "float32" and number_of_experts(text) > 1:
         remedy = "dtype: bfloat16" if config.value("use_peft") else "a ZeRO launch file, zero1 also for one GPU"
         yield (
             f"the experts' weights are float32, and so are their products, several times slower than {config.precision}"

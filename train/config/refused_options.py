@@ -112,6 +112,8 @@ _MODEL_INIT_OWNED = {
     "torch_dtype": "dtype",
     "quantization_config": "load_in_4bit or load_in_8bit",
 }
+# Keys of model_init_kwargs by which transformers shards a model as it loads it, experts among it.
+_SHARDED_AT_LOAD = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
 _QUANTISATION = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
 _NEW_TF32_TORCH = (2, 13)  # the first whose inductor was seen to read the new settings when it autotunes
 _ACCELERATOR_SAFE = {
@@ -184,6 +186,10 @@ def _compilation(sft: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _nested(sft: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key in sorted(set(sft.get("model_init_kwargs") or {}) & set(_MODEL_INIT_OWNED)):
         yield "model_init_kwargs", f"{key!r} would be overwritten: give {_MODEL_INIT_OWNED[key]} as its own option"
+    for key in sorted(set(sft.get("model_init_kwargs") or {}) & set(_SHARDED_AT_LOAD)):
+        reason = "transformers cannot resume a model that it shards as it loads it"
+        remedy = "leave it out; for expert parallelism use configs/accelerate/zero2_ep.yaml or zero3_ep.yaml"
+        yield "model_init_kwargs", f"{key!r} is refused: {reason}: {remedy}"
     accelerator = sft.get("accelerator_config") or {}
     if isinstance(accelerator, str):
         yield "accelerator_config", f"expected a mapping, found a file name ({accelerator!r}): write its keys here"

@@ -1,7 +1,8 @@
 """Answers to the same held-out prompts at each evaluation: greedy, so that only the model changes them.
 
 A prompt is a document of the eval split up to its first trained token; what follows is the reference. The processes
-share the prompts; where each holds only a part of the weights (ZeRO-3, FSDP), all generate as often as any.
+share the prompts; where each holds only a part of the weights (ZeRO-3, FSDP, expert parallelism), all generate as often
+as any.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.shards import IGNORE_INDEX
+from train.model.expert_parallel import holds_a_part
 from train.run import atomic_files, watchdog
 from train.run.atomic_files import write_text_atomically
 from train.run.distributed import gather, is_first
@@ -95,8 +97,12 @@ class Sampler:
             pad_token_id=self._tokenizer.pad_token_id,
             use_cache=True,
         )
+        # transformers sees by itself where each process holds only a part of the weights, but not of the experts.
+        together = True if holds_a_part(model) else None
         with torch.no_grad():
-            generated = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+            generated = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, synced_gpus=together
+            )
         return generated[0, ids.shape[1] :].tolist()
 
     def _row(self, step: int, prompt: Prompt, answer: list[int]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from train.loop.wandb_run import use_safe_wandb
 from train.model import (
     compiling,
     documentwise,
+    expert_parallel,
     fsdp,
     isolation,
     mask_positions,
@@ -90,6 +91,7 @@ def make_trainer(
         sequence_parallel=row_ranks,
     )
     fsdp.keep_precision(trainer.accelerator)
+    expert_parallel.install(trainer)
     keep_quantised_layout(trainer.model)
     _install_documentwise(trainer.model, row_ranks)
     mask_positions.install(trainer.model)
