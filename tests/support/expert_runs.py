@@ -12,7 +12,8 @@ import yaml
 from tests.conftest import ROOT
 from tests.support.references import load
 
-SECTION = {"enabled": True, "autoep_size": 2, "use_grouped_mm": False}
+# With the grouped products that the shipped files do not use.
+SECTION = {"enabled": True, "autoep_size": 2, "use_grouped_mm": True}
 
 
 def write_launch(folder: Path, base: str) -> str:

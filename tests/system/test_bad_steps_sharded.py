@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,12 +36,15 @@ def poison(model_dir, shards, folder):
     return folder
 
 
-def test_a_step_that_is_not_a_number_is_skipped_by_all(worlds, tiny_tokenizer, tiny_model_dir, tmp_path, stage=3):
+@pytest.mark.parametrize(("launch", "architecture"), [("cpu_zero3", "llama"), ("cpu_zero2_ep", "qwen3_moe")])
+def test_a_step_that_is_not_a_number_is_skipped_by_all(
+    launch, architecture, worlds, tiny_tokenizer, tiny_model_dir, tmp_path
+):
     shards = make_poisoned_shards(tmp_path, tiny_tokenizer.name_or_path)
     config = run_config(
         tmp_path / "run.yaml",
         data=str(shards),
-        model_name_or_path=str(poison(tiny_model_dir("llama"), shards, tmp_path / "model")),
+        model_name_or_path=str(poison(tiny_model_dir(architecture), shards, tmp_path / "model")),
         output_dir=str(tmp_path / "run"),
         num_train_epochs=1,
         gradient_accumulation_steps=2,
@@ -48,7 +52,7 @@ def test_a_step_that_is_not_a_number_is_skipped_by_all(worlds, tiny_tokenizer, t
         save_steps=1,
         on_bad_step="skip",
     )
-    output = worlds.train(f"cpu_zero{stage}", config, tmp_path / "log")
+    output = worlds.train(launch, config, tmp_path / "log")
     steps = history(tmp_path / "run")[-1]["step"]
     assert f"step {steps} skipped: the " in output and "2 process(es), DEEPSPEED" in output
     assert [h["step"] for h in history(tmp_path / "run") if "loss" in h] == list(range(1, steps))

@@ -51,7 +51,7 @@ def models(folder, shards, tiny_model_dir):
 
 OPTIONS = {
     "one": {"eval_strategy": "steps", "eval_steps": 4, "sample_max_new_tokens": NEW_TOKENS},
-    "two": {"router_aux_loss_coef": 0.5},
+    "two": {"router_aux_loss_coef": 0.5, "gradient_checkpointing": True},
     # Saved right after an evaluation, which leaves weights under way.
     "three": {"gradient_checkpointing": True, "eval_strategy": "steps", "eval_steps": 2, "sample_prompts": 0},
     "offload": {},

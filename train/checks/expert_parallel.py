@@ -77,7 +77,7 @@ def _check_model(text: Mapping[str, Any], size: int, where: str, config: RunConf
         sizes = _divisors(experts)
         yield f"{where}.autoep_size {size} does not divide the model's {experts} experts: write one of {sizes}"
     asked = config.value("router_aux_loss_coef")
-    coefficient = text.get("router_aux_loss_coef", 0.0) if asked is None else asked
+    coefficient = text.get("router_aux_loss_coef", 0.001) if asked is None else asked  # transformers' default
     if kind in UNBALANCED and coefficient:
         yield (
             f"{where}: the experts' balancing loss (router_aux_loss_coef {coefficient}) of {kind} would silently be "
@@ -119,6 +119,6 @@ def _check_options(where: str, config: RunConfig) -> Iterator[str]:
             f"{where}: adapters are refused with it: DeepSpeed does not find the experts under peft's names, and saves "
             "no frozen experts: use a launch file without it, such as zero3.yaml"
         )
-    for name in ("torch_compile", "use_liger_kernel"):
+    for name in ("torch_compile", "use_liger_kernel", "fp16"):
         if config.value(name):
             yield f"{where}: {name} {_NOT_COMPARED}: leave it out"

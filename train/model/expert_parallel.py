@@ -36,7 +36,7 @@ def install(trainer: Any) -> None:
     accept_names_in_registry()
     split_groups_of_experts()
     trainer.accelerator.get_state_dict = partial(whole_state, layers)
-    experts, size = next(iter(layers.values())).num_experts, section["autoep_size"]
+    experts, size = next(iter(layers.values())).num_experts, section.get("autoep_size", 1)
     log.info(f"expert parallelism: {experts // size} of {experts} experts in each process, in {len(layers)} layers")
 
 

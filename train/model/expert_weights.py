@@ -37,11 +37,11 @@ def whole_state(layers: Mapping[str, MoELayerSpec], engine: Any, unwrap: bool = 
         for name, tensor in _tensors(engine):
             layer = next((layer for layer in layers if name.startswith(f"{layer}.")), None)
             rest = name.removeprefix(f"{layer}.")
+            own = f"{layer}.{_own_name(rest, layers[layer])}" if layer else name  # an error is one of all processes
             with _gathered(engine, tensor):
                 module = engine.module.get_submodule(layer) if layer else None
                 whole = _of_all_experts(tensor, module) if module and rest.startswith(_EXPERTS) else tensor
                 if first:
-                    own = f"{layer}.{_own_name(rest, layers[layer])}" if layer else name
                     state[own] = whole.detach().to("cpu", copy=True)
     for layer in layers if first else ():
         _fuse(state, layer, layers[layer])

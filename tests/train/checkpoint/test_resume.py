@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.checkpoint_folders import save
 from train.checkpoint import folders, resume
+from train.config.run_config import load_run_config
 from train.run import log, run_record
 
 HERE = {"data_seed": 7, "row_order": "random", "adapters": {}, "model": "base", "manifest_sha256": "a" * 64}
@@ -42,6 +43,16 @@ def test_a_marker_from_before_expert_parallelism_is_one_without():
     with pytest.raises(ValueError, match="was written with expert_parallel False, here it is True"):
         resume.check_identity(written_with(), {**HERE, "expert_parallel": True})
     resume.check_identity(written_with(expert_parallel=True), {**HERE, "expert_parallel": True})
+
+
+@pytest.mark.parametrize(
+    ("settings", "spread"), [(None, False), ({}, False), ({"enabled": False}, False), ({"enabled": True}, True)]
+)
+def test_a_marker_says_whether_experts_are_spread(settings, spread):
+    config = load_run_config(["--data=shards", "--model_name_or_path=model", "--output_dir=run"])
+    plugin = None if settings is None else SimpleNamespace(deepspeed_config={"expert_parallel": settings})
+    args = SimpleNamespace(seed=7, data_seed=None, train_sampling_strategy="random", deepspeed_plugin=plugin)
+    assert resume.identity(config, args)["expert_parallel"] is spread
 
 
 def test_a_marker_of_another_model_is_a_warning(capsys):

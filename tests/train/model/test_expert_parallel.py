@@ -95,7 +95,7 @@ def outputs(model: torch.nn.Module) -> dict[str, torch.Tensor | None]:
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_replaced_model_is_the_same_model(kind):
-    model = build(kind)
+    model, beside = build(kind), build(kind)
     before, weights = outputs(model), {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert not holds_a_part(model)
     layers = convert(model)
@@ -103,6 +103,7 @@ def test_a_replaced_model_is_the_same_model(kind):
     after = outputs(model)
     different = [name for name, tensor in before.items() if not is_close(after[name], tensor)]
     assert different == (["balance"] if kind in UNBALANCED else [])
+    assert is_close(outputs(beside)["balance"], before["balance"])  # a model of the same class is as before
     assert_weights_come_back(model, layers, weights)
 
 
