@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -16,12 +17,12 @@ from tests.support.references import load
 SECTION = {"enabled": True, "autoep_size": 2, "use_grouped_mm": True}
 
 
-def write_launch(folder: Path, base: str) -> str:
-    """A shipped launch file with the section; its name, for a world."""
+def write_launch(folder: Path, base: str, **changes: Any) -> str:
+    """A shipped launch file with the section, changed; its name, for a world."""
     launch = yaml.safe_load((ROOT / f"configs/accelerate/{base}.yaml").read_text())
     settings = json.loads((ROOT / launch["deepspeed_config"]["deepspeed_config_file"]).read_text())
     launch["deepspeed_config"]["deepspeed_config_file"] = str(folder / f"{base}.json")
-    (folder / f"{base}.json").write_text(json.dumps({**settings, "expert_parallel": SECTION}))
+    (folder / f"{base}.json").write_text(json.dumps({**settings, "expert_parallel": {**SECTION, **changes}}))
     (folder / f"{base}.yaml").write_text(yaml.safe_dump(launch))
     return str(folder / base)
 

@@ -126,19 +126,21 @@ def test_a_run_is_exported_as_it_was_trained(name, ran, tmp_path):
 
 @pytest.fixture(scope="module")
 def cut(ran, train):
-    """Runs that are stopped in steps 2 and 3, and end on another number of processes."""
+    """Runs that are stopped in steps 2 and 3, and end on four processes: each expert in two of them, or one in each."""
+    ends = {"two": "cpu_zero2_ep", "three": write_launch(ran, "cpu_zero3", autoep_size=4)}
     for name, launch in LAUNCHES.items():
         output = f"{name}_cut"
         assert train(name, launch, output, stop_at=2) == [0, 0]
         assert train(name, launch, output, stop_at=3) == [0, 0]
-        codes = train(name, launch, output, processes=4)
+        codes = train(name, ends[name], output, processes=4)
         assert codes == [0] * 4, (ran / f"{output}.log").read_text()[-6000:]
+        assert f"expert parallelism: {2 if name == 'two' else 1} of 4 experts" in (ran / f"{output}.log").read_text()
     return ran
 
 
 @pytest.mark.parametrize("name", ["two", "three"])
 def test_a_cut_run_goes_on_as_its_twin(name, cut):
-    """On as many processes bit for bit; on more, experts are held twice, and sums are rounded in another order."""
+    """On as many processes bit for bit; on more, sums are rounded in another order."""
     got, wanted = steps(cut / f"{name}_cut"), steps(cut / name)
     assert [entry["step"] for entry in got] == list(range(1, STEPS + 1))
     for ours, twins in zip(got, wanted, strict=True):
@@ -153,9 +155,9 @@ def test_a_cut_run_goes_on_as_its_twin(name, cut):
 def test_checkpoints_hold_whole_models(cut):
     """Also those between: each is what the run had in that step, with all experts under transformers' names."""
     assert [found.step for found in folders.find_checkpoints(cut / "three")] == [2, 4, 5]
-    for name, step in (("two", 3), ("three", 4)):
+    for name, step, size in (("two", 3, 2), ("three", 4, 4)):
         one, other = (cut / folder / f"checkpoint-{step}" for folder in (f"{name}_cut", name))
-        assert folders.read(one).extra["autoep_size"] == 2
+        assert folders.read(one).extra["autoep_size"] == size
         if other.exists():
             assert_equal_weights(load(one).state_dict(), load(other).state_dict(), atol=1e-5)
         assert load(one).state_dict().keys() == load(cut / name).state_dict().keys()
