@@ -2,8 +2,7 @@
 
 fsdp_runs.py CONFIG.yaml[@STEP] ...: with a step, the run is asked to stop there, and started again.
 
-accelerate makes plain data parallelism of FSDP without GPUs. Told that there are some, it takes its own way; tensors
-stay on the CPU. Our refusals of that are passed over.
+See tests/support/fsdp_on_cpu.py for how.
 """
 
 from __future__ import annotations
@@ -15,25 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
-
-import train.preflight
+from tests.support.fsdp_on_cpu import tell_of_gpus
 from tests.support.sharded_runs import run
 from train.loop.trainer import PackedSFTTrainer
-
-
-def tell_of_gpus() -> None:
-    """Before accelerate chooses how to train."""
-    begin, compare = AcceleratorState.__init__, train.preflight.check_launch_against
-
-    def begin_with_gpus(self: Any, *args: Any, **kwargs: Any) -> None:
-        if not AcceleratorState._shared_state:  # else it has chosen
-            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-        begin(self, *args, **kwargs)
-
-    AcceleratorState.__init__ = begin_with_gpus
-    train.preflight.check_launch_against = lambda *args: [line for line in compare(*args) if "use_cpu" not in line]
 
 
 @contextmanager

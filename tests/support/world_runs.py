@@ -7,13 +7,15 @@ An `accelerate launch` spends most of a short test in imports, once in each proc
 forked after them, with the environment that `accelerate launch` itself would make. PLAN.json is a list of attempts:
 `accelerate` (name in configs/accelerate), `processes`, `flags`, `log`, `rows` (a folder: each process writes there
 which rows it trained in which step), `stop_at` (a signal comes to the last process in this step), `fault` (process,
-step, "die", "hang" or "stop", and where, if not in the step: "start", "data" or "save", where calls are counted),
+step, "die", "hang", "stop" or "full" for a full disk, and where, if not in the step: "start", "data", "save", or of
+sharded states "plan" and "write", where calls are counted), `faults` (several of them),
 `slow` (process, seconds that each of its steps sleeps), `environment` (more variables), `code` (the exit code expected;
 else 0).
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -25,8 +27,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.fsdp_on_cpu import tell_of_gpus
 
+ROOT = Path(__file__).resolve().parents[2]
 
 CODES = "exit codes: "  # begins the answer to an attempt; the libraries print as well
 
@@ -108,11 +111,17 @@ def start_world(attempt: dict[str, Any]) -> list[int]:
 def launch_environment(accelerate: str, processes: int) -> dict[str, str]:
     """What `accelerate launch` hands to each process."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_simple_launcher_cmd_env
+    from accelerate.utils.launch import (
+        prepare_deepspeed_cmd_env,
+        prepare_multi_gpu_env,
+        prepare_simple_launcher_cmd_env,
+    )
 
     file = str(ROOT / "configs" / "accelerate" / f"{accelerate}.yaml")
     words = ["--config_file", file, "--num_processes", str(processes), "--main_process_port", "0", "-m", "train.sft"]
     arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    if arguments.use_fsdp:
+        return prepare_multi_gpu_env(arguments)
     deepspeed = "zero" in accelerate
     arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
     return (prepare_deepspeed_cmd_env if deepspeed else prepare_simple_launcher_cmd_env)(arguments)[1]
@@ -126,6 +135,8 @@ def run_and_exit(attempt: dict[str, Any], rank: int) -> None:
         os.dup2(out, 1)
         os.dup2(out, 2)
         _record(attempt, rank)
+        if attempt["accelerate"].startswith("fsdp"):
+            tell_of_gpus()
         from train import sft
 
         code = sft.main(attempt["flags"])
@@ -158,22 +169,29 @@ def _record(attempt: dict[str, Any], rank: int) -> None:
         return original(self, model, inputs, *args, **kwargs)
 
     PackedSFTTrainer.training_step = training_step
-    if attempt.get("fault", [None])[0] == rank:
-        _break(*attempt["fault"][1:])
+    faults = [*attempt.get("faults", []), *([attempt["fault"]] if "fault" in attempt else [])]
+    for process, *fault in faults:
+        if process == rank:
+            _break(*fault)
 
 
 def _break(call: int, kind: str, where: str = "step") -> None:
     """Let this process die, hang or be stopped in its n-th call of a function."""
+    from torch.distributed.checkpoint import FileSystemWriter
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+
     import train.loop.setup
     from train.checkpoint.saving import Checkpointer
     from train.loop.data import SourceCollator
     from train.loop.trainer import PackedSFTTrainer
 
-    places = {
+    places: dict[str, tuple[Any, str]] = {
         "start": (train.loop.setup, "_load_rows"),
         "data": (SourceCollator, "__call__"),
         "step": (PackedSFTTrainer, "training_step"),
         "save": (Checkpointer, "save"),
+        "plan": (DefaultSavePlanner, "create_local_plan"),
+        "write": (FileSystemWriter, "write_data"),
     }
     owner, name = places[where]
     original, calls = getattr(owner, name), []
@@ -187,7 +205,12 @@ def _break(call: int, kind: str, where: str = "step") -> None:
     setattr(owner, name, faulty)
 
 
+def _fill_up() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 FAULTS = {
+    "full": _fill_up,
     "die": lambda: os._exit(9),
     "hang": lambda: time.sleep(600),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
