@@ -47,6 +47,8 @@ RECIPE_TABLES = {
 }
 # Keys that documents show as `key: value` and that are neither options nor keys of a recipe.
 OTHER_KEYS = {
+    "fsdp_state_dict_type": "accelerate's YAML",
+    "fsdp_version": "accelerate's YAML",
     "stage3_gather_16bit_weights_on_model_save": "DeepSpeed's JSON",
     "train": "a flag on a turn",
     "weight": "a flag on a turn",

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train.checkpoint.shard_files import MODEL
 from train.run.atomic_files import DIGEST, flush, rename, write_json_atomically
 from train.run.model_identity import difference, model_digests
 from train.serving.export_source import Exported, Shards, check_bytes, find_exported, find_shards
@@ -220,7 +221,7 @@ def _record(exported: Exported, folder: Path, how: str, end_ids: list[int]) -> d
     model = run.get("model_name_or_path")
     written = flush(p for p in sorted(folder.rglob("*")) if p.is_file())
     files = {path.relative_to(folder).as_posix(): record for path, record in written.items()}
-    weights = {name: record for name, record in checkpoint.files.items() if name.endswith((".safetensors", ".pt"))}
+    weights = {name: record for name, record in checkpoint.files.items() if _is_read(name)}
     return {
         "run": exported.run_dir.name,
         "source": exported.name,
@@ -237,6 +238,11 @@ def _record(exported: Exported, folder: Path, how: str, end_ids: list[int]) -> d
         "files": {name: record.size for name, record in files.items()},
         "digests": {name: record.digest for name, record in files.items()},
     }
+
+
+def _is_read(name: str) -> bool:
+    """Whether a file of a checkpoint holds weights."""
+    return name.endswith((".safetensors", ".pt")) or name.startswith(f"{MODEL}/")
 
 
 def _versions() -> dict[str, str]:

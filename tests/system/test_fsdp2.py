@@ -1,4 +1,4 @@
-"""FSDP2 on two CPU processes: equal to an independent loop, resumed bit for bit, losses not rounded in half precision.
+"""FSDP2 on two CPU processes: equal to an independent loop, also when stopped, and exported from shards.
 
 The launch file is the shipped one; see tests/support/fsdp_runs.py for what lets FSDP run without GPUs.
 """
@@ -11,11 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader
 
 from tests.support.export_runs import run_export
 from tests.support.in_process import assert_equal_training, assert_equal_weights, train_plainly
 from tests.support.references import LEARNING_RATE, LORA, SEED, STEPS, adamw, adapted, adapters, load
 from tests.support.training import history, launch_runs, make_shards, run_config
+from train.checkpoint import folders
+from train.checkpoint.shard_files import MODEL
+from train.serving.adapters import MERGED
 
 RUNS = {
     "full": ("llama", {"gradient_checkpointing": True}),
@@ -25,6 +30,7 @@ RUNS = {
     "half": ("llama", {"bf16": True}),
     "stopped": ("llama", {"gradient_checkpointing": True}),
 }
+STOPPED = ("tied", "lora", "stopped")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +50,7 @@ def ran(shards, tiny_model_dir, tmp_path_factory) -> Path:
         paths = {"data": shards, "model_name_or_path": tiny_model_dir(architecture), "output_dir": folder / name}
         named = {key: str(path) for key, path in paths.items()}
         config = run_config(folder / f"{name}.yaml", **{**plan, **named, **options})
-        arguments.append(f"{config}@3" if name == "stopped" else str(config))
+        arguments.append(f"{config}@3" if name in STOPPED else str(config))
     launch(arguments, folder / "log")
     return folder
 
@@ -53,7 +59,11 @@ def launch(arguments: list[str], log: Path) -> None:
     said = launch_runs("fsdp2", "fsdp_runs", arguments, log, "--num_processes", "2")
     last = arguments[-1].partition("@")[0]
     assert said.count(f"rank 0 has run {last}") == said.count(f"rank 1 has run {last}") == 2, said[-6000:]
-    assert said.count("2 process(es), FSDP") == said.count("packed documents are isolated") == len(arguments) + 1
+    assert (
+        said.count("2 process(es), FSDP")
+        == said.count("packed documents are isolated")
+        == len(arguments) + len(STOPPED)
+    )
 
 
 def steps(folder: Path) -> list[dict]:
@@ -65,6 +75,7 @@ def test_equals_the_plain_loop(name, ran, shards, tiny_model_dir):
     base = tiny_model_dir(RUNS[name][0])
     model = adapted(base) if name == "lora" else load(base)
     expected = train_plainly(model, shards, STEPS, make_optimizer=adamw)
+    assert [entry["step"] for entry in steps(ran / name)] == list(range(1, STEPS + 1))
     assert_equal_training(steps(ran / name), expected, loss=5e-6, norm=5e-5)
     if name == "lora":
         trained, reference = adapters(PeftModel.from_pretrained(load(base), ran / name)), adapters(expected.model)
@@ -90,6 +101,31 @@ def test_losses_are_not_rounded_to_half_precision(ran):
     for half, full in zip(steps(ran / "half"), steps(ran / "full"), strict=True):
         assert half["loss"] == pytest.approx(full["loss"], rel=3e-4)
         assert half["grad_norm"] == pytest.approx(full["grad_norm"], rel=2e-2)
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_a_checkpoint_holds_what_an_export_needs(name, ran, tmp_path):
+    """The model lies there in shards alone; an adapter whole as well."""
+    checkpoint = ran / name / "checkpoint-3"
+    assert folders.read(checkpoint).extra["state_dict_type"] == "SHARDED_STATE_DICT"
+    assert not list(checkpoint.glob("model*.safetensors")) and len(list(checkpoint.glob("*/__*.distcp"))) == 4
+    run_export(checkpoint, tmp_path / "export")
+    record = json.loads((tmp_path / "export" / "export.json").read_text())
+    assert record["step"] == 3 and record["proof"]["difference"] < 1e-5
+    assert record["weights"] == (MERGED if name == "lora" else "rebuilt from FSDP2 shards")
+    assert not any(name.startswith("optimizer_0/") for name in record["source_digests"])
+    assert any(name.startswith("pytorch_model_fsdp_0/") for name in record["source_digests"])
+    assert ("lm_head.weight" in load_file(tmp_path / "export" / "model.safetensors")) == (name != "tied")
+
+
+def test_a_tied_weight_lies_once_in_the_shards(ran):
+    """It is read under both its names, as the resume has shown."""
+    places = FileSystemReader(ran / "tied" / "checkpoint-3" / MODEL).read_metadata().storage_data
+    by_name: dict[str, set[tuple[str, int]]] = {}
+    for index, place in places.items():
+        by_name.setdefault(index.fqn, set()).add((place.relative_path, place.offset))
+    assert by_name["model.lm_head.weight"] == by_name["model.model.embed_tokens.weight"]
+    assert len(by_name["model.lm_head.weight"]) == 2
 
 
 @pytest.mark.parametrize("name", ["full", "tied", "lora"])

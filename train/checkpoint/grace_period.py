@@ -35,8 +35,7 @@ class GracePeriodCheck:
             return
         seconds = resumed.extra.get("save_seconds") if resumed else None
         if seconds is None:
-            size = largest_part(self._trainer.model, args, self._trainer.is_deepspeed_enabled)
-            seconds = estimate_seconds(size, run_dir_of(args))
+            seconds = estimate_seconds(largest_part(self._trainer), run_dir_of(args))
         self.check(seconds)
 
     def end_step(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from train.checkpoint.host_copies import CopyMemory, wait_for_device
+from train.checkpoint.shard_files import Shards
 from train.run import watchdog
 from train.run.atomic_files import FileRecord, move
 
@@ -50,6 +51,7 @@ class Save:
     begun: float = field(default_factory=time.perf_counter)
     tasks: list[Callable[[], Any]] = field(default_factory=list)  # what is to be written later
     errors: list[str] = field(default_factory=list)
+    shards: list[Shards] = field(default_factory=list)  # of sharded states: as many on each rank if none has errors
     writer: Writer | None = None
     stalled: float = 0.0  # seconds that training stood still
 

@@ -7,12 +7,12 @@ import shutil
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from train.checkpoint import folders
 from train.checkpoint.pending_save import Best, Save, is_lasting
 from train.run.atomic_files import FileRecord
-from train.run.distributed import gather_problems
+from train.run.distributed import gather_problems, gather_to_first
 from train.run.run_record import keep_saved_step
 
 if TYPE_CHECKING:
@@ -31,20 +31,31 @@ class Publisher:
         self._rotation: threading.Thread | None = None
 
     def publish(self, save: Save, files: dict[str, FileRecord]) -> list[str]:
-        """Publish a save whose files are all on disk; what went wrong, if anything. Every process must call it."""
-        error = self._publish(save, files) if self._trainer.args.process_index == 0 else None
+        """Publish a save whose files are all on disk; what went wrong, if anything. Every process must call it.
+
+        Args:
+            files: of all processes; on the first one, what it adds is added.
+        """
+        written = [gather_to_first(shards.results) for shards in save.shards]
+        error = self._publish(save, files, written) if self._trainer.args.process_index == 0 else None
         problems = gather_problems([error] if error else [])
         if not problems:
             self.published_step, self.best = save.step, save.best
         return problems
 
-    def _publish(self, save: Save, files: dict[str, FileRecord]) -> str | None:
-        """On the first process: marker, name, and the old ones away. What went wrong, if anything."""
+    def _publish(self, save: Save, files: dict[str, FileRecord], written: list[Any]) -> str | None:
+        """On the first process: marker, name, and the old ones away. What went wrong, if anything.
+
+        Args:
+            written: of each of the save's shards, each rank's results.
+        """
         args = self._trainer.args
         final = folders.run_dir_of(args) / f"checkpoint-{save.step}"
         times = {"save_seconds": round(time.perf_counter() - save.begun, 3), "stall_seconds": round(save.stalled, 3)}
         extra = {**save.extra, **times}
         try:
+            for shards, results in zip(save.shards, written, strict=True):
+                files |= shards.complete(save.target, results)
             folders.publish(save.target, step=save.step, world_size=args.world_size, extra=extra, files=files)
             folders.give_name(save.target, final)
         except OSError as error:

@@ -24,13 +24,14 @@ from train.checkpoint import capacity, folders
 from train.checkpoint.best_saved import best_saved
 from train.checkpoint.deepspeed_universal import after_loading
 from train.checkpoint.folders import Checkpoint
+from train.checkpoint.fsdp_states import taking_shards
 from train.checkpoint.grace_period import GracePeriodCheck
 from train.checkpoint.host_copies import CopyMemory
 from train.checkpoint.logging_sums import read_counters, write_counters
 from train.checkpoint.pending_save import Best, Save, Writer, intercepting_torch_save, make_folders, wait_for_writers
 from train.checkpoint.publishing import Publisher
 from train.checkpoint.resumed_options import apply_options
-from train.checkpoint.size_estimates import estimate_size
+from train.checkpoint.size_estimates import estimate_size, own_part
 from train.checkpoint.world_size import best_loadable, kind_of_states
 from train.config.steps import rows_per_step_of
 from train.run import preemption, watchdog
@@ -135,7 +136,7 @@ class Checkpointer:
             return
         self._current = save
         try:
-            with intercepting_torch_save(save):
+            with intercepting_torch_save(save), taking_shards(save, self._trainer):
                 self._save_states(save, write)
         finally:
             self._current = None
@@ -189,7 +190,7 @@ class Checkpointer:
     def _memory_shortage(self) -> str | None:
         """What this node lacks for copies of the parts of all its processes."""
         args = self._trainer.args
-        own = self._sizes[1] if self._sizes else estimate_size(self._trainer.model, args) * 2 / args.world_size
+        own = self._sizes[1] if self._sizes else own_part(self._trainer)
         return capacity.memory_shortage(own, self._memory.size, args.device)
 
     def _save_states(self, save: Save, write: Callable[[], None]) -> None:
@@ -228,7 +229,7 @@ class Checkpointer:
             write(output_dir, state_dict)
         elif not self._trainer.args.should_save:
             return
-        elif state_dict is not None:  # gathered for this save
+        elif state_dict is not None:  # gathered for this save; empty where the weights are saved in shards
             save.do_with(lambda states: write(output_dir, states), state_dict)
         elif isinstance(model, PreTrainedModel):
             save.do(lambda states: write(output_dir, states), model.state_dict())

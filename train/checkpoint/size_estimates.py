@@ -8,8 +8,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train.checkpoint.fsdp_states import FULL, is_sharded, state_dict_type
+
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+    from train.checkpoint.trainer_type import CheckpointedTrainer
 
 
 def estimate_size(model: Any, args: TrainingArguments) -> int:
@@ -34,14 +38,27 @@ def _whole_number(parameter: Any) -> int:
     return number
 
 
-def largest_part(model: Any, args: TrainingArguments, is_sharded: bool) -> float:
-    """About how many bytes the first process writes of a checkpoint: its part of what is sharded, and all weights."""
-    total = 2 * estimate_size(model, args)
-    if not is_sharded:
+def largest_part(trainer: CheckpointedTrainer) -> float:
+    """About how many bytes the first process writes of a checkpoint: its part of what is sharded, and all that is not.
+
+    DeepSpeed shards the states and gathers the weights next to them; FSDP2 shards both, or gathers both.
+    """
+    model, world_size = trainer.model, int(trainer.args.world_size)
+    total: float = 2 * estimate_size(model, trainer.args)
+    if is_sharded(trainer):
+        return total / world_size
+    if not trainer.is_deepspeed_enabled:
         return total
     weights: int = sum(_whole_number(p) * p.element_size() for p in model.parameters())
-    own_part: float = total / args.world_size
-    return weights + own_part
+    return weights + total / world_size
+
+
+def own_part(trainer: CheckpointedTrainer) -> float:
+    """About how many bytes this process copies for a checkpoint."""
+    total: float = 2 * estimate_size(trainer.model, trainer.args)
+    if state_dict_type(trainer) == FULL:
+        return 0.0 if trainer.args.process_index else total
+    return total / int(trainer.args.world_size)
 
 
 def estimate_seconds(size: float, folder: Path) -> float:

@@ -60,5 +60,11 @@ class CheckpointedTrainer(Protocol):
     def save_model(self, output_dir: str | None = None) -> None:
         """Write the model, without optimizer states."""
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write config, tokenizer and `state_dict`; without one, the model's own weights."""
+
+    def push_to_hub(self, commit_message: str | None, *, revision: str | None) -> Any:
+        """Upload the run directory to the hub."""
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Upload a checkpoint to the hub."""

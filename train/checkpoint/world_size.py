@@ -13,13 +13,14 @@ import logging
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.checkpoint import folders
 from train.checkpoint.folders import Checkpoint
+from train.checkpoint.fsdp_states import state_dict_type
+from train.checkpoint.prepared_folder import copy_random_states, link, prepare
 from train.checkpoint.resume import named_checkpoint
 from train.config.expert_parallel import autoep_size
 from train.config.run_config import RunConfig
@@ -101,6 +102,7 @@ def kind_of_states(trainer: CheckpointedTrainer) -> dict[str, Any]:
         "engine": engine,
         "zero_stage": stage,
         "autoep_size": autoep_size(trainer.args),
+        "state_dict_type": state_dict_type(trainer),
         "optim": str(getattr(trainer.args.optim, "value", trainer.args.optim)),
     }
 
@@ -118,11 +120,15 @@ def resumable(found: Checkpoint, trainer: CheckpointedTrainer, config: RunConfig
     before = {
         "engine": found.extra.get("engine", here["engine"]),
         "zero_stage": _stage_of(found, here["zero_stage"]),
+        "state_dict_type": found.extra.get("state_dict_type", here["state_dict_type"]),
         "optim": found.extra.get("optim", here["optim"]),
     }
     _check_possible(found, before, here)
-    if not here["zero_stage"] or _lies_as_here(found, here, trainer):
+    if _lies_as_here(found, here, trainer):
         yield found.path
+        return
+    if not here["zero_stage"]:  # the libraries read the states in any world, but random states only of their own rank
+        yield prepare(found, trainer, lambda folder: link(found, folder, trainer.args.world_size))
         return
     _check_experts(found, before, here, config)
     if config.own.reinitialize_optimizer:
@@ -130,7 +136,7 @@ def resumable(found: Checkpoint, trainer: CheckpointedTrainer, config: RunConfig
 
         log.warning(f"{found.path.name}: reinitialize_optimizer: only weights are taken, optimizer states start fresh")
         with weights_only():
-            yield _prepare(found, trainer, here["zero_stage"], convert=False)
+            yield _rearranged(found, trainer, here["zero_stage"], convert=False)
         return
     _check_convertible(found, before["optim"], trainer.args.world_size)
     log.info(
@@ -139,7 +145,7 @@ def resumable(found: Checkpoint, trainer: CheckpointedTrainer, config: RunConfig
     )
     from train.checkpoint.deepspeed_universal import loading_universal
 
-    folder = _prepare(found, trainer, here["zero_stage"], convert=True)
+    folder = _rearranged(found, trainer, here["zero_stage"], convert=True)
     with loading_universal(trainer):
         yield folder
 
@@ -171,7 +177,7 @@ def best_loadable(trainer: CheckpointedTrainer) -> Iterator[bool]:
     from train.checkpoint.deepspeed_universal import weights_only
 
     with weights_only():
-        trainer.state.best_model_checkpoint = str(_prepare(found, trainer, here["zero_stage"], convert=False))
+        trainer.state.best_model_checkpoint = str(_rearranged(found, trainer, here["zero_stage"], convert=False))
         yield True
     trainer.state.best_model_checkpoint = path
     trainer.accelerator.wait_for_everyone()
@@ -199,9 +205,10 @@ def _stage_of(found: Checkpoint, default: int | None) -> int | None:
 
 
 def _check_possible(found: Checkpoint, before: dict[str, Any], here: dict[str, Any]) -> None:
-    if bool(before["zero_stage"]) == bool(here["zero_stage"]) and before["engine"] == here["engine"]:
+    same = before["engine"] == here["engine"] and before["state_dict_type"] == here["state_dict_type"]
+    if same and bool(before["zero_stage"]) == bool(here["zero_stage"]):
         return
-    was, now = (f"ZeRO-{kind['zero_stage']}" if kind["zero_stage"] else kind["engine"] for kind in (before, here))
+    was, now = map(_name_of, (before, here))
     raise ValueError(
         f"{found.path} was written with {was}, this launch has {now}: the optimizer states cannot be taken over. "
         "Launch it as before, or make a model of it with train.export and begin a new run from that"
@@ -224,6 +231,13 @@ def _check_experts(found: Checkpoint, before: dict[str, Any], here: dict[str, An
         )
 
 
+def _name_of(kind: dict[str, Any]) -> str:
+    if kind["zero_stage"]:
+        return f"ZeRO-{kind['zero_stage']}"
+    more = f" and {kind['state_dict_type']}" if kind["state_dict_type"] else ""
+    return f"{kind['engine']}{more}"
+
+
 def _check_convertible(found: Checkpoint, optim: str, world_size: int) -> None:
     if optim in _CONVERTIBLE:
         return
@@ -234,67 +248,34 @@ def _check_convertible(found: Checkpoint, optim: str, world_size: int) -> None:
     )
 
 
-def _prepare(found: Checkpoint, trainer: CheckpointedTrainer, stage: int, *, convert: bool) -> Path:
-    """Let rank 0 make the folder; the others wait without a time limit, since it may take long."""
-    from train.run.distributed import gather_problems
-
-    folder = folders.universal_folder(folders.run_dir_of(trainer.args), found.step)
-    if trainer.args.process_index == 0:
-        error = _make(found, folder, trainer.args.world_size, stage, convert)
-        if error:
-            shutil.rmtree(folder, ignore_errors=True)
-    else:
-        error = None
-        while not any((folder.parent / f"{folder.name}{end}").exists() for end in (".done", ".failed")):
-            time.sleep(0.2)
-    if errors := gather_problems([error] if error else []):
-        _remove_signs(folder, trainer)
-        raise ValueError(f"{found.path} cannot be rearranged for this launch: {errors[0]}")
-    _remove_signs(folder, trainer)
-    return folder
+def _rearranged(found: Checkpoint, trainer: CheckpointedTrainer, stage: int, *, convert: bool) -> Path:
+    """A folder with DeepSpeed's states for this launch."""
+    world_size = trainer.args.world_size
+    return prepare(found, trainer, lambda folder: _rearrange(found, folder, world_size, stage, convert))
 
 
-def _remove_signs(folder: Path, trainer: CheckpointedTrainer) -> None:
-    trainer.accelerator.wait_for_everyone()
-    if trainer.args.process_index == 0:
-        for end in (".done", ".failed"):
-            (folder.parent / f"{folder.name}{end}").unlink(missing_ok=True)
-
-
-def _make(found: Checkpoint, folder: Path, world_size: int, stage: int, convert: bool) -> str | None:
-    """Fill the folder; what went wrong, if anything."""
+def _rearrange(found: Checkpoint, folder: Path, world_size: int, stage: int, convert: bool) -> str | None:
+    """Fill a folder with DeepSpeed's states; what went wrong, if anything."""
     from train.checkpoint.deepspeed_universal import complete_states, link_states
 
-    sign = ".failed"
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        _copy_small_files(found, folder, world_size)
-        source = next(p for p in found.path.iterdir() if p.name.startswith("global_step"))
-        if convert:
-            if error := _convert(source, folder / f"{source.name}_universal"):
-                return error
-            complete_states(source, folder / f"{source.name}_universal", stage)
-        else:
-            link_states(source, folder / source.name, world_size)
-            shutil.copyfile(found.path / "latest", folder / "latest")
-        sign = ".done"
+    _copy_small_files(found, folder)
+    copy_random_states(found, folder, world_size)
+    source = next(p for p in found.path.iterdir() if p.name.startswith("global_step"))
+    if not convert:
+        link_states(source, folder / source.name, world_size)
+        shutil.copyfile(found.path / "latest", folder / "latest")
         return None
-    except OSError as error:
-        return str(error)
-    finally:
-        (folder.parent / f"{folder.name}{sign}").touch()
+    if error := _convert(source, folder / f"{source.name}_universal"):
+        return error
+    complete_states(source, folder / f"{source.name}_universal", stage)
+    return None
 
 
-def _copy_small_files(found: Checkpoint, folder: Path, world_size: int) -> None:
-    """Copy what the Trainer reads besides DeepSpeed's states. A rank that is new takes the random state of another."""
+def _copy_small_files(found: Checkpoint, folder: Path) -> None:
+    """Copy what the Trainer reads besides DeepSpeed's states."""
     for file in found.path.iterdir():
         if file.is_file() and file.suffix in (".json", ".pt") and not file.name.startswith("counters_"):
             shutil.copyfile(file, folder / file.name)
-    for rank in range(world_size):
-        name = f"rng_state_{rank % found.world_size}.pth" if found.world_size > 1 else "rng_state.pth"
-        here = f"rng_state_{rank}.pth" if world_size > 1 else "rng_state.pth"
-        shutil.copyfile(found.path / name, folder / here)
 
 
 def _convert(source: Path, target: Path) -> str | None:

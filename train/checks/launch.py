@@ -36,6 +36,13 @@ _OWNED_BY_DEEPSPEED_FILE = frozenset(
 )
 
 
+_REFUSED_OF_FSDP = {
+    "fsdp_activation_checkpointing": "it recomputes with other random numbers, so dropout gives wrong gradients; write "
+    "gradient_checkpointing: true in the run config",
+    "fsdp_offload_params": "it is not compared with a reference here; zero3_offload.yaml is",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Launch:
     """A launch configuration in the form of an accelerate YAML."""
@@ -132,7 +139,8 @@ def launch_from_environment(environ: Mapping[str, str] | None = None) -> Launch 
     if _is_true(environ.get("ACCELERATE_USE_DEEPSPEED")):
         settings |= {"distributed_type": "DEEPSPEED", "deepspeed_config": _deepspeed_from(environ)}
     elif _is_true(environ.get("ACCELERATE_USE_FSDP")):
-        names = {"fsdp_version": "FSDP_VERSION", "fsdp_state_dict_type": "FSDP_STATE_DICT_TYPE"}
+        keys = ("fsdp_version", "fsdp_state_dict_type", *_REFUSED_OF_FSDP)
+        names = {key: key.upper() for key in keys}
         found = {key: _number(environ[name]) for key, name in names.items() if name in environ}
         settings |= {"distributed_type": "FSDP", "fsdp_config": found}
     else:
@@ -219,12 +227,12 @@ def _check_fsdp(launch: Launch) -> Iterator[str]:
         return
     if str(settings.get("fsdp_version")) != "2":
         yield f"{launch.origin}: expected fsdp_version: 2, found {settings.get('fsdp_version', 1)}: 1 is not supported"
-    kind = str(settings.get("fsdp_state_dict_type") or "none, which is SHARDED_STATE_DICT")
-    if "FULL_STATE_DICT" not in kind.upper():
-        yield (
-            f"{launch.origin}: expected fsdp_state_dict_type: FULL_STATE_DICT, found {kind}: a run ends without "
-            "weights of the model, as transformers writes none; ZeRO has sharded checkpoints (zero3.yaml)"
-        )
+    kind = str(settings.get("fsdp_state_dict_type") or "SHARDED_STATE_DICT")
+    if kind.upper() not in ("SHARDED_STATE_DICT", "FULL_STATE_DICT"):
+        yield f"{launch.origin}: expected fsdp_state_dict_type SHARDED_STATE_DICT or FULL_STATE_DICT, found {kind}"
+    for key, reason in _REFUSED_OF_FSDP.items():
+        if _is_true(str(settings.get(key))):
+            yield f"{launch.origin}: {key}: true is refused: {reason}"
 
 
 def _check_deepspeed_section(launch: Launch, environ: Mapping[str, str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+from train.checkpoint import fsdp_states
 from train.checkpoint.folders import run_dir_of
 from train.checkpoint.resumed_options import asked_groups
 from train.checkpoint.saving import Checkpointer
@@ -283,6 +284,13 @@ class PackedSFTTrainer(RowParts, SFTTrainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         return self.checkpointer.folder or super()._get_output_dir(trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's; ours where the states are sharded, of which it writes no model."""
+        if fsdp_states.is_sharded(self):
+            fsdp_states.save_model(self, output_dir, in_checkpoint=_internal_call)
+        else:
+            super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if state_dict:  # gathered, and so cloned: a tied head would be written twice

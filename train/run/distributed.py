@@ -25,6 +25,26 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def gather_to_first(value: T) -> list[T] | None:
+    """The value of each rank, in order, on rank 0; None on the others. Every rank must call it."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values: list[Any] | None = [None] * torch.distributed.get_world_size() if is_first() else None
+    torch.distributed.gather_object(value, values)
+    return values
+
+
+def scatter_from_first(values: list[T] | None) -> T:
+    """Of the values that rank 0 has, one for each rank, that of this rank. Every rank must call it."""
+    if not torch.distributed.is_initialized():
+        assert values is not None
+        return values[0]
+    mine: list[Any] = [None]
+    torch.distributed.scatter_object_list(mine, values)
+    own: T = mine[0]
+    return own
+
+
 def gather_problems(mine: Iterable[str]) -> list[str]:
     """The problems of all ranks, each once; one that rank 0 does not have ends with "(rank R on HOST)". Every rank must
     call it."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.shards import TOKENIZER_DIR, check_tokenizer, manifest_sha256, read_manifest
 from train.checkpoint.folders import MARKER, Checkpoint, is_checkpoint_name, newest_complete, read, verify
+from train.checkpoint.shard_files import OPTIMIZER
 
 if TYPE_CHECKING:
     from data_prep.shards import Manifest
@@ -88,7 +89,8 @@ def find_shards(exported: Exported, data: str | None) -> tuple[Shards | None, st
 def check_bytes(checkpoint: Checkpoint) -> None:
     """Compare what is read of a checkpoint with its digests: optimizer states alone are left out where they can be."""
     whole = any(name.endswith(".safetensors") for name in checkpoint.files)
-    read_here = {name: record for name, record in checkpoint.files.items() if not (whole and "/" in name)}
+    states = f"{OPTIMIZER}/"
+    read_here = {n: r for n, r in checkpoint.files.items() if not (whole and "/" in n) and not n.startswith(states)}
     kept = {name: record for name, record in read_here.items() if not name.endswith(".pt") or not whole}
     if damaged := list(verify(replace(checkpoint, files=kept))):
         raise ValueError(f"{'; '.join(damaged)}: export another checkpoint")

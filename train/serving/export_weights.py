@@ -1,4 +1,4 @@
-"""The weights of an export: copied, rebuilt from ZeRO-3 partitions, or LoRA merged into its base model.
+"""The weights of an export: copied, rebuilt from the parts of ZeRO-3 or FSDP2, or LoRA merged into its base.
 
 Every way ends in safetensors that plain `AutoModelForCausalLM` loads, in the dtype that the checkpoint has.
 """
@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train.checkpoint.shard_files import MODEL, holds_sharded_model, read_model
 from train.checkpoint.tied_weights import drop_copies_in_files
 from train.run.atomic_files import write_json_atomically
 from train.serving import adapters
@@ -42,7 +43,9 @@ def write_weights(source: Path, folder: Path, base: Base | None, score: Score, *
         return how
     if list(source.glob("model*.safetensors")):
         return _copy_model(source, folder, score)
-    return _rebuild_model(source, folder, score)
+    if holds_sharded_model(source):
+        return _rebuild_model(source, folder, score, read_model(source), "rebuilt from FSDP2 shards")
+    return _rebuild_model(source, folder, score, _zero_state_dict(source), "rebuilt from ZeRO partitions")
 
 
 def _check_token_rows(tokenizer: Any, rows: int) -> None:
@@ -104,39 +107,39 @@ def _copy_model(source: Path, folder: Path, score: Score) -> str:
     return "copied"
 
 
-def _rebuild_model(source: Path, folder: Path, score: Score) -> str:
-    import torch
+def _rebuild_model(source: Path, folder: Path, score: Score, state: dict[str, torch.Tensor], how: str) -> str:
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(source)
-    dtype = config.dtype or torch.float32
-    state = _zero_state_dict(source, dtype)
     # Without memory for weights: it takes those rebuilt, and knows which are tied and how names are written.
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
     _check_names(source, state, model.state_dict())
     model.load_state_dict(state, assign=True)
+    state.clear()
     model.tie_weights()
     score(model)
     model.save_pretrained(folder)
     _copy_configs(source, folder)
-    return "rebuilt from ZeRO partitions"
+    return how
 
 
-def _zero_state_dict(source: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The full state dict of the partitions of all processes, by DeepSpeed's own tool."""
+def _zero_state_dict(source: Path) -> dict[str, torch.Tensor]:
+    """The full state dict of the partitions of all processes, by DeepSpeed's own tool, in the dtype of the model."""
     tag = source / "latest"
     if not tag.exists():
         raise ValueError(
-            f"{source}: expected weights (model.safetensors, {ADAPTER_WEIGHTS}, or DeepSpeed partitions in the folder "
-            "that a file `latest` names), found none"
+            f"{source}: expected weights (model.safetensors, {ADAPTER_WEIGHTS}, {MODEL}, or DeepSpeed partitions in "
+            "the folder that a file `latest` names), found none"
         )
+    import torch
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint, to_torch_tensor
+    from transformers import AutoConfig
 
     # Lazy: each tensor is put together and cast in turn, so fp32 of the whole model is never in memory.
     lazy = get_fp32_state_dict_from_zero_checkpoint(str(source), lazy_mode=True)
-    return to_torch_tensor(lazy, dtype=dtype)
+    return to_torch_tensor(lazy, dtype=AutoConfig.from_pretrained(source).dtype or torch.float32)
 
 
 def _check_names(source: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -83,14 +83,36 @@ def test_a_save_that_does_not_fit_before_the_end_is_said(monkeypatch):
     assert grace_period_problem(20, 100) is None
 
 
-def test_the_first_process_writes_all_weights_and_its_part_of_the_states():
-    model = torch.nn.Linear(1000, 1000, bias=False, dtype=torch.bfloat16)
-    args = SimpleNamespace(optim="adamw_torch", world_size=4)
-    assert size_estimates.largest_part(model, args, is_sharded=False) == 20e6  # twice 2 + 4 + 4 bytes
-    assert size_estimates.largest_part(model, args, is_sharded=True) == 2e6 + 20e6 / 4
-    model.weight.ds_autoep_uc_meta = {"logical_shape": [4, 1000, 1000]}  # a process holds one expert of four
-    assert size_estimates.largest_part(model, args, is_sharded=False) == 80e6
-    assert size_estimates.largest_part(model, args, is_sharded=True) == 8e6 + 80e6 / 4
+def of_launch(deepspeed: bool = False, state_dict_type: str | None = None, rank: int = 0) -> SimpleNamespace:
+    """A trainer with a million bf16 weights in a world of four."""
+    plugin = state_dict_type and SimpleNamespace(state_dict_type=SimpleNamespace(name=state_dict_type))
+    return SimpleNamespace(
+        model=torch.nn.Linear(1000, 1000, bias=False, dtype=torch.bfloat16),
+        args=SimpleNamespace(optim="adamw_torch", world_size=4, process_index=rank),
+        is_deepspeed_enabled=deepspeed,
+        accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("launch", "largest", "own"),
+    [
+        ({}, 20e6, 5e6),  # twice 2 + 4 + 4 bytes
+        ({"deepspeed": True}, 2e6 + 20e6 / 4, 5e6),  # all weights, and its part of the states
+        ({"state_dict_type": "SHARDED_STATE_DICT"}, 5e6, 5e6),
+        ({"state_dict_type": "FULL_STATE_DICT"}, 20e6, 20e6),
+        ({"state_dict_type": "FULL_STATE_DICT", "rank": 1}, 20e6, 0),
+    ],
+)
+def test_what_a_process_writes_depends_on_what_is_sharded(launch, largest, own):
+    trainer = of_launch(**launch)
+    assert (size_estimates.largest_part(trainer), size_estimates.own_part(trainer)) == (largest, own)
+
+
+def test_experts_of_other_processes_count_as_weights():
+    trainer = of_launch(deepspeed=True)
+    trainer.model.weight.ds_autoep_uc_meta = {"logical_shape": [4, 1000, 1000]}  # a process holds one expert of four
+    assert (size_estimates.largest_part(trainer), size_estimates.own_part(trainer)) == (8e6 + 80e6 / 4, 20e6)
 
 
 def test_saves_too_slow_for_the_grace_period_are_reported_once_and_at_the_start(make_run, monkeypatch, said):

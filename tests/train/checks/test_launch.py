@@ -20,12 +20,16 @@ class TestLaunchFile:
             ({"distributed_type": "FSDP"}, "it would silently be plain DDP"),
             ({"distributed_type": "FSDP"}, "expected fsdp_version: 2, found 1"),
             (
-                {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}},
-                "found none, which is SHARDED_STATE_DICT",
+                {"distributed_type": "FSDP", "fsdp_config": {"fsdp_state_dict_type": "LOCAL_STATE_DICT"}},
+                "expected fsdp_state_dict_type SHARDED_STATE_DICT or FULL_STATE_DICT, found LOCAL_STATE_DICT",
             ),
             (
-                {"distributed_type": "FSDP", "fsdp_config": {"fsdp_state_dict_type": "SHARDED_STATE_DICT"}},
-                "expected fsdp_state_dict_type: FULL_STATE_DICT, found SHARDED_STATE_DICT: a run ends",
+                {"distributed_type": "FSDP", "fsdp_config": {"fsdp_activation_checkpointing": True}},
+                "fsdp_activation_checkpointing: true is refused: it recomputes with other random numbers",
+            ),
+            (
+                {"distributed_type": "FSDP", "fsdp_config": {"fsdp_offload_params": True}},
+                "fsdp_offload_params: true is refused: it is not compared with a reference here",
             ),
             ({"distributed_type": None}, "expected distributed_type"),
             ({"num_machines": 2}, "expected deepspeed_multinode_launcher: standard for 2 machines, found None"),
@@ -125,8 +129,12 @@ class TestEnvironment:
             ({"PARALLELISM_CONFIG_CP_SIZE": "2"}, "write sequence_parallel in the run config"),
             ({"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": "true"}, "it would silently be plain DDP"),
             (
-                {"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
-                "expected fsdp_state_dict_type: FULL_STATE_DICT",
+                {
+                    "ACCELERATE_USE_DEEPSPEED": "false",
+                    "ACCELERATE_USE_FSDP": "true",
+                    "FSDP_ACTIVATION_CHECKPOINTING": "true",
+                },
+                "fsdp_activation_checkpointing: true is refused",
             ),
             ({"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed_precision is bf16"),
         ],
