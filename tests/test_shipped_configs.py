@@ -46,7 +46,7 @@ def from_the_root(monkeypatch):
 
 
 def test_all_kinds_are_shipped():
-    gpu = {"single_gpu", "zero1", "zero2", "zero3", "zero3_multinode", "fsdp2"}
+    gpu = {"single_gpu", "zero1", "zero2", "zero3", "zero3_multinode", "fsdp2", "fsdp2_multinode"}
     gpu |= {"zero2_offload", "zero3_offload", "zero3_nvme", "zero3_plus_multinode", "zero2_ep", "zero3_ep"}
     cpu = {"cpu_single", "cpu_zero1", "cpu_zero2", "cpu_zero3", "cpu_zero3_multinode", "cpu_zero3_offload"}
     cpu |= {"cpu_zero2_ep", "cpu_zero3_ep"}
@@ -70,6 +70,10 @@ def test_every_run_config_passes_with_every_launch_file(train, launch, tmp_path)
         [problem] = check(load_run_config(flags), accelerate_config=launch, world_size=processes)
         assert "adapters are refused" in problem
         return
+    if "fsdp" in launch.stem and "lora" in train.stem:
+        [problem] = check(load_run_config(flags), accelerate_config=launch, world_size=processes)
+        assert "optim paged_adamw_8bit cannot step on weights that FSDP shards" in problem
+        flags += ["--optim", "adamw_torch"]
     assert check(load_run_config(flags), accelerate_config=launch, world_size=processes) == []
 
 
@@ -109,16 +113,22 @@ def test_deepspeed_knows_every_key(path):
 def test_accelerate_reads_them_as_meant(path):
     """Through accelerate's own launcher, up to the environment it would give to each process."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     multinode = ["--num_machines", "2", "--num_processes", "16", "--machine_rank", "1", "--main_process_ip", "node1"]
-    flags = [*multinode, "--main_process_port", "29500"] if "multinode" in path.stem else []
+    multinode += ["--main_process_port", "29500", "--deepspeed_multinode_launcher", "standard"]  # as slurm gives them
+    flags = multinode if "multinode" in path.stem else []
     args = launch_command_parser().parse_args(["--config_file", str(path), *flags, "-m", "train.sft"])
     args, defaults, _ = _validate_launch_command(args)
     processes = {"single": 1, "multinode": 16, "cpu": 2, "": 8}
     assert args.num_processes == next(number for part, number in processes.items() if part in path.stem)
     assert args.use_cpu is path.stem.startswith("cpu")
     assert args.use_deepspeed is ("zero" in path.stem)
+    assert args.use_fsdp is ("fsdp" in path.stem)
+    if args.use_fsdp:
+        environment = prepare_multi_gpu_env(args)
+        assert (environment["FSDP_VERSION"], environment["FSDP_STATE_DICT_TYPE"]) == ("2", "SHARDED_STATE_DICT")
+        assert (args.nproc_per_node, getattr(args, "nnodes", "1")) == (("8", "2") if flags else ("8", "1"))
     if not args.use_deepspeed:
         return
     args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
@@ -139,7 +149,8 @@ from train.config.run_config import build_sft_config, load_run_config
 
 args = build_sft_config(load_run_config(sys.argv[2:]))
 a = Accelerator()
-found = [args.world_size, a.num_processes, a.distributed_type.value, a.state.deepspeed_plugin.zero_stage]
+stage = a.state.deepspeed_plugin and a.state.deepspeed_plugin.zero_stage
+found = [args.world_size, a.num_processes, a.distributed_type.value, stage]
 Path(sys.argv[1], str(a.process_index)).write_text(json.dumps(found))
 """
 
@@ -165,8 +176,15 @@ def exit_codes(processes: list[subprocess.Popen]) -> list[int]:
             kill(process)
 
 
-def test_machines_join_one_world(tmp_path):
-    """Two launchers, as on two machines, started from the multi-node twin: one world of two, not two of one."""
+@pytest.mark.parametrize(
+    ("launch", "kind"),
+    [
+        ("cpu_zero3_multinode", ["DEEPSPEED", 3]),
+        ("fsdp2_multinode", ["MULTI_CPU", None]),  # what accelerate makes of FSDP without GPUs
+    ],
+)
+def test_machines_join_one_world(launch, kind, tmp_path):
+    """Two launchers, as on two machines: one world of two, not two of one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -180,11 +198,10 @@ def test_machines_join_one_world(tmp_path):
         "--main_process_port",
         port,
     ]
-    launch = "cpu_zero3_multinode"
     machines = [start_probe(tmp_path, launch, *flags, "--machine_rank", str(i), use_cpu=True) for i in (0, 1)]
     assert exit_codes(machines) == [0, 0], (tmp_path / "log").read_text()
     found = [json.loads((tmp_path / str(rank)).read_text()) for rank in (0, 1)]
-    assert found == [[2, 2, "DEEPSPEED", 3]] * 2
+    assert found == [[2, 2, *kind]] * 2
 
 
 def test_processes_that_would_train_alone_are_stopped(tmp_path):

@@ -36,8 +36,30 @@ def stopping_at(step: int) -> Iterator[None]:
         PackedSFTTrainer.training_step = original
 
 
+def look_at_gradients() -> None:
+    """Print how many gradients a process holds whole, unsharded, after each micro-batch."""
+    from torch.distributed.fsdp import FSDPModule
+
+    original = PackedSFTTrainer.training_step
+
+    def held(model: Any) -> int:
+        groups = [m._get_fsdp_state()._fsdp_param_group for m in model.modules() if isinstance(m, FSDPModule)]
+        parameters = [p for group in groups if group for p in group.fsdp_params]
+        whole = [p.unsharded_accumulated_grad for p in parameters]
+        whole += [p._unsharded_param.grad for p in parameters if hasattr(p, "_unsharded_param")]
+        return sum(gradient is not None for gradient in whole)
+
+    def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = original(self, model, *args, **kwargs)
+        print(f"rank {os.environ['RANK']} holds {held(model)} whole gradients", flush=True)
+        return loss
+
+    PackedSFTTrainer.training_step = training_step
+
+
 if __name__ == "__main__":
     tell_of_gpus()
+    look_at_gradients()
     for argument in sys.argv[1:]:
         name, _, step = argument.partition("@")
         if step:

@@ -6,6 +6,7 @@ The launch file is the shipped one; see tests/support/fsdp_runs.py for what lets
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,12 @@ def test_losses_are_not_rounded_to_half_precision(ran):
     for half, full in zip(steps(ran / "half"), steps(ran / "full"), strict=True):
         assert half["loss"] == pytest.approx(full["loss"], rel=3e-4)
         assert half["grad_norm"] == pytest.approx(full["grad_norm"], rel=2e-2)
+
+
+def test_gradients_stay_sharded_between_micro_batches(ran):
+    said = re.findall(r"rank (\d) holds (\d+) whole gradients", (ran / "log").read_text())
+    assert {rank for rank, _ in said} == {"0", "1"} and len(said) == 2 * 2 * STEPS * len(RUNS)
+    assert {number for _, number in said} == {"0"}
 
 
 @pytest.mark.parametrize("name", STOPPED)

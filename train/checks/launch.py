@@ -43,6 +43,9 @@ _REFUSED_OF_FSDP = {
 }
 
 
+_STEP_ON_SHARDS = ("adamw_torch", "adamw_torch_fused", "rmsprop", "sgd")  # and are saved; adagrad cannot be
+
+
 @dataclass(frozen=True, kw_only=True)
 class Launch:
     """A launch configuration in the form of an accelerate YAML."""
@@ -277,6 +280,11 @@ def check_launch_against(launch: Launch, config: RunConfig, world_size: int | No
     expected = config.own.expected_distributed_type
     if expected not in (None, actual):
         yield f"{origin}: expected_distributed_type is {expected}, this launch makes {actual}: use another launch file"
+    if kind == "FSDP" and config.optim not in _STEP_ON_SHARDS:
+        yield (
+            f"{origin}: optim {config.optim} cannot step on weights that FSDP shards: the first step would fail. "
+            f"Choose one of {', '.join(_STEP_ON_SHARDS)}, or a DEEPSPEED file"
+        )
     if kind == "DEEPSPEED":
         yield from _check_deepspeed_file(launch, config, processes)
 

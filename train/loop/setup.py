@@ -68,6 +68,7 @@ def make_trainer(
     if manifest["recipe"]["order"] == "curriculum":
         log.info("curriculum: rows are trained in the order of the shards")
     model_config = _prepare_model(config, args, manifest)
+    fsdp.keep_gradients_sharded(args)
     stop = PreemptionCallback(signals)
     trainer = PackedSFTTrainer(
         model=model_config.model_name_or_path,

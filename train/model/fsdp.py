@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import Any
 
 import torch
+
+log = logging.getLogger(__name__)
 
 
 def keep_precision(accelerator: Any) -> None:
@@ -21,6 +25,22 @@ def keep_precision(accelerator: Any) -> None:
 
     half = plugin.mixed_precision_policy.param_dtype
     plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
+
+
+def keep_gradients_sharded(args: Any) -> None:
+    """Let each micro-batch of a step hand its gradients on, unless the run config says otherwise.
+
+    By itself accelerate has each process keep the gradients of the whole model, unsharded, until the last micro-batch.
+
+    Args:
+        args: the SFTConfig; its accelerator_config is changed.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
+        return
+    given = args.accelerator_config.gradient_accumulation_kwargs or {}
+    args.accelerator_config.gradient_accumulation_kwargs = {"sync_each_batch": True, **given}
+    if args.gradient_accumulation_steps > 1 and not given.get("sync_each_batch", True):
+        log.info("sync_each_batch: false: each process holds the gradients of the whole model between micro-batches")
 
 
 def whole(norm: Any) -> Any:

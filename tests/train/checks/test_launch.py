@@ -54,6 +54,12 @@ class TestLaunchFile:
     def test_found(self, flags, launch_file, changes, words):
         assert words in problems(flags, launch=launch_file(**changes))
 
+    @pytest.mark.parametrize("optim", ["adamw_8bit", "adafactor", "lion_32bit", "adagrad"])
+    def test_an_optimizer_that_cannot_step_on_shards(self, optim, flags, launch_file):
+        found = problems(flags, "--optim", optim, launch=launch_file(distributed_type="FSDP"))
+        assert f"optim {optim} cannot step on weights that FSDP shards" in found
+        assert "cannot step" not in problems(flags, launch=launch_file(distributed_type="FSDP"))
+
     def test_the_standard_launcher_joins_machines(self, flags, launch_file):
         file = launch_file(deepspeed={"deepspeed_multinode_launcher": "standard"}, num_machines=2)
         assert problems(flags, launch=file) == ""
