@@ -8,7 +8,7 @@ forked after them, with the environment that `accelerate launch` itself would ma
 `accelerate` (name in configs/accelerate), `processes`, `flags`, `log`, `rows` (a folder: each process writes there
 which rows it trained in which step), `stop_at` (a signal comes to the last process in this step), `fault` (process,
 step, "die", "hang", "stop" or "full" for a full disk, and where, if not in the step: "start", "data", "save", or of
-sharded states "plan" and "write", where calls are counted), `faults` (several of them),
+sharded states "states", "plan" and "write", where calls are counted), `faults` (several of them),
 `slow` (process, seconds that each of its steps sleeps), `environment` (more variables), `code` (the exit code expected;
 else 0).
 """
@@ -177,6 +177,7 @@ def _record(attempt: dict[str, Any], rank: int) -> None:
 
 def _break(call: int, kind: str, where: str = "step") -> None:
     """Let this process die, hang or be stopped in its n-th call of a function."""
+    from accelerate.utils import fsdp_utils
     from torch.distributed.checkpoint import FileSystemWriter
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
@@ -190,6 +191,7 @@ def _break(call: int, kind: str, where: str = "step") -> None:
         "data": (SourceCollator, "__call__"),
         "step": (PackedSFTTrainer, "training_step"),
         "save": (Checkpointer, "save"),
+        "states": (fsdp_utils, "_get_model_state_dict"),
         "plan": (DefaultSavePlanner, "create_local_plan"),
         "write": (FileSystemWriter, "write_data"),
     }

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from train.checkpoint.trainer_type import CheckpointedTrainer
 
 
+_CALLS = 2  # of DCP's save in a checkpoint: accelerate's for the model and for the optimizer
+
+
 class _Planner(DefaultSavePlanner):
     """Gives the writer what was copied when the plan was made."""
 
@@ -50,10 +53,11 @@ class _Planner(DefaultSavePlanner):
 @contextlib.contextmanager
 def intercepting_dcp_save(save: Save, trainer: CheckpointedTrainer) -> Iterator[None]:
     """Let the save take what accelerate gives to `torch.distributed.checkpoint.save`, in this thread and for its own
-    folder: the states where they lie, not copies that accelerate has made in pageable memory."""
+    folder: the states where they lie, not copies that accelerate has made in pageable memory. Every rank must open it,
+    and may end it early, with an error."""
     import torch.distributed.checkpoint as dcp
 
-    original, thread = dcp.save, threading.get_ident()
+    original, thread, calls = dcp.save, threading.get_ident(), []
     same = {KEY + name: KEY + of for name, of in tied_names(trainer.model).items()}
     config = trainer.accelerator.state.fsdp_plugin.state_dict_config
     offloads, config.offload_to_cpu = config.offload_to_cpu, False
@@ -62,6 +66,7 @@ def intercepting_dcp_save(save: Save, trainer: CheckpointedTrainer) -> Iterator[
         path = getattr(storage_writer, "path", None)
         if threading.get_ident() != thread or path is None or not Path(path).is_relative_to(save.own):
             return original(state_dict, storage_writer=storage_writer, **kwargs)
+        calls.append(path)
         _begin(save, state_dict, storage_writer, same)
         return None
 
@@ -70,6 +75,8 @@ def intercepting_dcp_save(save: Save, trainer: CheckpointedTrainer) -> Iterator[
         yield
     finally:
         dcp.save, config.offload_to_cpu = original, offloads
+        for _ in range(_CALLS - len(calls)):  # an error has come before: the others wait for this rank's plan
+            _plan_together(save, _Planner(), None, None)
 
 
 def _begin(save: Save, states: dict[str, Any], writer: Any, same: dict[str, str]) -> None:
