@@ -122,3 +122,5 @@ def _check_options(where: str, config: RunConfig) -> Iterator[str]:
     for name in ("torch_compile", "use_liger_kernel", "fp16"):
         if config.value(name):
             yield f"{where}: {name} {_NOT_COMPARED}: leave it out"
+    if config.own.sequence_parallel > 1:
+        yield f"{where}: sequence_parallel {_NOT_COMPARED}: leave it out"

@@ -67,6 +67,7 @@ def test_launches_that_are_refused(flags, launch, changes, words):
         ("--torch_compile=true", "torch_compile is not compared"),
         ("--use_liger_kernel=true", "use_liger_kernel is not compared"),
         ("--fp16=true", "fp16 is not compared"),
+        ("--sequence_parallel=2", "sequence_parallel is not compared"),
     ],
 )
 def test_options_that_are_refused(flags, launch, option, words):
