@@ -24,6 +24,7 @@ from train.loop.data import BATCH_EXTRAS, SourceCollator
 from train.loop.data_position import is_over, skipping_at_once
 from train.loop.evaluation import evaluation_metrics, sum_by_source
 from train.loop.metrics import Meter, document_sums
+from train.loop.plain_loss import check_parts_suffice, computes_plain_loss
 from train.loop.row_parts import RowParts
 from train.loop.sample_answers import Sampler
 from train.loop.throughput import model_flops, multiplied_in, peak_flops
@@ -72,11 +73,8 @@ class PackedSFTTrainer(RowParts, SFTTrainer):
         self.baseline, self.sampler, self.stop = baseline or {}, sampler, stop
         part = self.share_rows(sequence_parallel)
         self.data_collator = SourceCollator(self.data_collator, part)
-        self._own_loss = _computes_plain_loss(self)
-        if sequence_parallel > 1 and (self.aux_loss_enabled or not self._own_loss):
-            raise ValueError(
-                "sequence_parallel: the loss of this model, or its router's, needs whole rows: leave it out"
-            )
+        self._own_loss = computes_plain_loss(self)
+        check_parts_suffice(self, sequence_parallel)
         if self._own_loss:  # without the entropy, which is only a metric
             base = self.model.get_base_model() if is_peft_model(self.model) else self.model
             add_fused_lm_head(base, outputs=("log_probs", "is_top1"))
@@ -96,12 +94,9 @@ class PackedSFTTrainer(RowParts, SFTTrainer):
             pace=self.meter.pace,
             row_group=self.row_group,
         )
+        counters: dict[str, Any] = {"guard": self.guard, "meter": self.meter}
         self.checkpointer = Checkpointer(
-            self,
-            in_background=save_in_background,
-            stop=stop,
-            extra=checkpoint_extra,
-            counters={"guard": self.guard, "meter": self.meter},
+            self, in_background=save_in_background, stop=stop, extra=checkpoint_extra, counters=counters
         )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -321,10 +316,3 @@ class PackedSFTTrainer(RowParts, SFTTrainer):
         """Whether this is the best so far. With save_strategy: best that decides about a save, which a preemption needs
         whatever the metric."""
         return super()._determine_best_metric(*args, **kwargs) or self.checkpointer.preempted
-
-
-def _computes_plain_loss(trainer: PackedSFTTrainer) -> bool:
-    """Whether the loss is a sum over tokens of what the fused head gives; label smoothing needs all logits."""
-    smoothed = trainer.label_smoother is not None and trainer.args.loss_type == "nll"
-    counted = trainer.model_accepts_loss_kwargs  # else the Trainer gives no number of tokens to divide by
-    return counted and trainer.compute_loss_func is None and not smoothed

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.rendering.applied_template import THINKING_NAMES as RENDERED_WITH
-from train.serving.chat_model import THINKING_NAMES, ChatModel, TextStream, check_folder, load
+from train.serving.chat_model import ChatModel, TextStream, check_folder, load
 from train.serving.export_tokenizer import strip_generation_marks
 from train.serving.prompt_rows import read_chat
 
@@ -297,28 +296,3 @@ def test_an_unknown_hub_id_is_one_clear_error():
     check_folder("someone/something")  # may be on the hub
     with pytest.raises(ValueError, match=r"someone/something: no model that can be loaded, in a folder or on the hub"):
         load("someone/something")
-
-
-QWEN_PROMPT = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
-
-
-def test_a_model_is_asked_to_think_or_not_to(tiny_tokenizer):
-    tokenizer, chat = copy.deepcopy(tiny_tokenizer), [{"role": "user", "content": "Hi"}]
-    tokenizer.chat_template = QWEN_PROMPT
-    model = ChatModel("m", None, tokenizer)
-    usual, thinks, silent = (model.prompt_ids(chat, None, asked) for asked in (None, True, False))
-    assert usual == thinks and tokenizer.decode(silent) == tokenizer.decode(usual) + "<think>\n\n</think>\n\n"
-
-
-def test_a_template_that_cannot_ask_is_named(tiny_tokenizer):
-    chat = [{"role": "user", "content": "Hi"}]
-    with pytest.raises(ValueError, match=r"m: --enable_thinking: .*the same prompt for both"):
-        ChatModel("m", None, tiny_tokenizer).prompt_ids(chat, None, False)
-
-
-def test_thinking_has_the_names_that_the_data_was_rendered_with():
-    assert THINKING_NAMES == RENDERED_WITH
