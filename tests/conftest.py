@@ -69,7 +69,7 @@ SLOW = (
     *("train/run/test_hang_watch", "train/checkpoint/test_saving"),
     *("train/checkpoint/test_resumed_options", "train/checks/test_unused_packages", "train/serving/test_chat_model"),
     *("train/node_check/test_gpus", "train/test_check_nodes", "train/serving/test_export_tokenizer"),
-    "data_prep/tokenization/test_saved_tokenizer",
+    *("data_prep/tokenization/test_saved_tokenizer", "train/model/test_sequence_parallel"),
 )
 
 
