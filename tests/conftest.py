@@ -99,6 +99,16 @@ def cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def encoders_proven_once():
+    """See tests/support/proven_encoders.py; the tests of the proof make it each time."""
+    from tests.support import proven_encoders
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(proven_encoders.fastokens_encoder, "build", proven_encoders.build_proven)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def environment_as_before():
     """What a test, or a run inside its process, sets in the environment ends with it: the next one must not inherit a
