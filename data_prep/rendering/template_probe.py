@@ -18,7 +18,7 @@ from data_prep.shards import IGNORE_INDEX
 
 REASONING = "They greet me."
 QUESTION, ANSWER = Message("user", "Say hello."), Message("assistant", "Hello.")
-_CALL = ToolCall("look_up", {})
+CALLING, RESULT = Message("assistant", "", tool_calls=(ToolCall("look_up", {}),)), Message("tool", "found")
 _ARGUMENTS: dict[str, Any] = {"word": "hello", "times": None}
 PARTS = "parts"  # reasoning and answer as a list of typed contents
 _PLACES = ("reasoning_content", "reasoning", "thinking", "thought", PARTS)
@@ -33,8 +33,7 @@ Render = Callable[[Sequence[Conversation]], "list[TokenizedExample | BadRow]"]
 
 def reasoning_place(apply: AppliedTemplate) -> str | None:
     """The field of a message whose reasoning the template prints, in an answer or next to a call; PARTS; or None."""
-    question, answer = QUESTION.as_dict(), ANSWER.as_dict()
-    call = {**answer, "content": "", "tool_calls": [_CALL.as_dict()]}
+    question, answer, call = (message.as_dict() for message in (QUESTION, ANSWER, CALLING))
     for place in _PLACES:
         for turn in (answer, call):
             with suppress(BadRow):
@@ -55,8 +54,7 @@ def with_reasoning(message: dict[str, Any], reasoning: str, place: str) -> dict[
 
 def needs_call_ids(apply: AppliedTemplate) -> bool:
     """Whether the template refuses a call without an id, and takes one with it."""
-    call = {"role": "assistant", "content": "", "tool_calls": [_CALL.as_dict()]}
-    messages = [QUESTION.as_dict(), call, {"role": "tool", "content": "found"}]
+    messages = [message.as_dict() for message in (QUESTION, CALLING, RESULT)]
     with suppress(BadRow):
         apply(messages, None)
         return False
@@ -176,8 +174,7 @@ def has_to_be_asked_to_think(apply: AppliedTemplate, place: str | None) -> bool:
 
 
 def _given_after_tool(apply: AppliedTemplate) -> str:
-    call = {"role": "assistant", "content": "", "tool_calls": [_CALL.as_dict()]}
-    before = [QUESTION.as_dict(), call, {"role": "tool", "content": "found"}]
+    before = [message.as_dict() for message in (QUESTION, CALLING, RESULT)]
     try:
         text, spans = apply([*before, ANSWER.as_dict()], None, with_spans=True)
         prompt, _ = apply(before, None, prompt=True)
@@ -204,19 +201,15 @@ def closings(template: ChatTemplate, apply: AppliedTemplate, tokens: Collection[
     """
     if template.has_marks:
         return Closings()
-    question, call = QUESTION.as_dict(), {"role": "assistant", "content": "", "tool_calls": [_CALL.as_dict()]}
-    result = {"role": "tool", "content": "found"}
-    return Closings(
-        _closing(apply, [question, ANSWER.as_dict(), question], ANSWER.content, tokens),
-        _closing(apply, [question, call, result], "", tokens),
-    )
+    return Closings(_closing(apply, (ANSWER, QUESTION), tokens), _closing(apply, (CALLING, RESULT), tokens))
 
 
-def _closing(apply: AppliedTemplate, messages: list[dict[str, Any]], ending: str, tokens: Collection[str]) -> str:
-    """See `closings`; nothing where the text of the turns before the last already ends in a control token."""
+def _closing(apply: AppliedTemplate, turns: tuple[Message, Message], tokens: Collection[str]) -> str:
+    """See `closings`, for a turn and what follows it; nothing where the turn's text already ends in a control token."""
+    messages = [message.as_dict() for message in (QUESTION, *turns)]
     with suppress(BadRow):
         text, followed = (apply(part, None)[0] for part in (messages[:-1], messages))
-        is_ended = not text.endswith(ending) or text.rstrip().endswith(tuple(tokens))
+        is_ended = not text.endswith(turns[0].content) or text.rstrip().endswith(tuple(tokens))
         return "" if is_ended else closing_of(text, followed, tokens)
     return ""
 
