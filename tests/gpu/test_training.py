@@ -104,6 +104,21 @@ def test_zero3_with_one_process(options, expected, tmp_path):
     assert losses == pytest.approx(expected, rel=0.03)
 
 
+def test_fsdp2_with_one_process(options, expected, tmp_path):
+    """Saved as shards in the background, and resumed from them."""
+    if options["use_cpu"]:
+        pytest.skip("accelerate runs plain data parallelism instead of FSDP on a CPU")
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/fsdp2.yaml"]
+    launcher += ["--num_processes", "1", "--main_process_port", "0"]
+    more = {**options, "save_strategy": "steps", "save_steps": 2}
+    losses = run_apart(launcher, tmp_path, "FSDP", **more)
+    assert losses == pytest.approx(expected, rel=0.03)
+    (tmp_path / "resumed").mkdir()
+    saved = str(tmp_path / "run" / "checkpoint-2")
+    resumed = run_apart(launcher, tmp_path / "resumed", "FSDP", **more, resume=saved)
+    assert resumed == pytest.approx(expected, rel=0.03)
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(options, tmp_path):
     more = {"attn_implementation": "sdpa", "full_determinism": True, "save_strategy": "steps", "save_steps": 2}
     base = {**options, **more}
