@@ -101,6 +101,7 @@ def make_trainer(
         use_safe_wandb(trainer, record)
     tracker_ends.put_off(trainer)
     _check_distributed_type(trainer.accelerator.distributed_type.value, config)
+    compiling.install(trainer, manifest["seq_len"])
     padded = args.pad_to_multiple_of or row_ranks > 1
     check_vocabulary(trainer.model, manifest, tokenizer.pad_token_id if padded else None)
     trainer.add_callback(isolation.make_callback(trainer))
