@@ -38,12 +38,13 @@ DATA_PREP: list[tuple[str, str | None]] = [
 ]
 TRAIN: list[tuple[str, str | None]] = [
     ("sft", BELOW),
-    ("preflight launch export generate add_tokens check_nodes checkpoint.__main__", BELOW),
+    ("preflight launch export generate add_tokens check_nodes report checkpoint.__main__", BELOW),
     (
         "checks",
         "config model.attention model.sequence_limits run.model_identity data_prep.shards data_prep.strict_files",
     ),
-    ("loop", "model checkpoint config run data_prep.shards"),
+    ("loop", "model checkpoint config run run_report data_prep.shards"),
+    ("run_report", "checkpoint run"),
     ("model", "config run data_prep.shards"),
     ("serving", "checkpoint run data_prep.shards data_prep.strict_files"),
     ("node_check", "run data_prep.shards"),

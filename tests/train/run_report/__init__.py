@@ -1,0 +1,1 @@
+"""train.run_report and train.report."""

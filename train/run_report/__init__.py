@@ -1,0 +1,1 @@
+"""The page of a run: what it learnt, how fast, and from what."""

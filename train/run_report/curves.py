@@ -1,0 +1,78 @@
+"""Curves as inline SVG: shapes in the drawing's own units, words as HTML beside them, as in the data report."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+WIDTH, HEIGHT = 1000, 300  # stretched to the page
+MOST_POINTS = 400  # of a line: more would not be seen
+Points = list[tuple[int, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One line of a chart."""
+
+    name: str
+    points: Points  # (step, value)
+    colour: int = 1  # 1 to 8
+    dots: bool = False  # single evaluations instead of a line
+    dashed: bool = False
+
+
+def chart(title: str, curves: list[Curve], last_step: int, *, zero: bool = False) -> dict[str, Any] | None:
+    """What the template draws; None without a point.
+
+    Args:
+        last_step: the right end of the axis.
+        zero: whether the axis begins at 0.
+
+    Returns:
+        title; curves: name, colour, path or dots, last value; ticks: (percent from the left, label); low and high,
+        the values at the bottom and the top.
+    """
+    curves = [curve for curve in curves if curve.points]
+    if not curves:
+        return None
+    values = [value for curve in curves for _, value in curve.points]
+    low, high = (0.0 if zero else min(values)), max(values)
+    space = (high - low or abs(high) or 1.0) * 0.05
+    low, high = (0.0 if zero else low - space), high + space
+
+    def place(step: int, value: float) -> tuple[str, str]:
+        return _number(step / max(last_step, 1) * WIDTH), _number(HEIGHT - (value - low) / (high - low) * HEIGHT)
+
+    drawn = []
+    for curve in curves:
+        places = [place(step, value) for step, value in thinned(curve.points)]
+        one = {"name": curve.name, "colour": curve.colour, "dashed": curve.dashed, "last": curve.points[-1][1]}
+        path = "M" + "L".join(f"{x} {y}" for x, y in places)
+        titles = [f"{curve.name}, step {step:,}: {value:.4g}" for step, value in thinned(curve.points)]
+        dots = [{"x": x, "y": y, "title": said} for (x, y), said in zip(places, titles, strict=True)]
+        drawn.append({**one, "path": path, "dots": dots if curve.dots or len(places) == 1 else []})
+    return {"title": title, "curves": drawn, "ticks": ticks(last_step), "low": low, "high": high}
+
+
+def thinned(points: Points) -> Points:
+    """At most MOST_POINTS: means of neighbours, with the last step of each group; the last point as it is."""
+    size = math.ceil(len(points) / MOST_POINTS)
+    if size <= 1:
+        return points
+    groups = [points[i : i + size] for i in range(0, len(points) - 1, size)]
+    means = [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
+    return [*means, points[-1]]
+
+
+def ticks(last: int) -> list[tuple[float, str]]:
+    """About five round steps from 0 on."""
+    if last < 1:
+        return [(0.0, "0")]
+    magnitude = 10 ** math.floor(math.log10(max(last / 5, 1)))
+    every = next(step * magnitude for step in (1, 2, 5, 10) if step * magnitude * 5 >= last)
+    return [(round(100 * at / last, 2), f"{at:,}") for at in range(0, last + 1, every) if at <= 0.92 * last]
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
