@@ -3,7 +3,7 @@
     python -m data_prep.inspect_shards DIR [--rows N] [--split train|eval]
 
 Checks every file's hash and every row's invariants, then prints packed rows document by document: trained tokens in
-green, the others dim. Exit code 0 if sound, 1 if not.
+green, the others dim. Exit code 0 if sound, 1 if not, 2 if it is no complete shard directory.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.program_name import speaker, usage_name
 from data_prep.shards import (
     IGNORE_INDEX,
     MANIFEST,
@@ -30,21 +31,26 @@ from data_prep.shards import (
 def main(argv: list[str] | None = None) -> int:
     """Verify, then show."""
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.inspect_shards", description=(__doc__ or "").split("\n")[0]
+        prog=usage_name("data_prep.inspect_shards"), description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--rows", type=int, default=2, help="packed rows to show (2)")
     parser.add_argument("--split", choices=SPLITS, default="train")
     arguments = parser.parse_args(argv)
+    who = speaker("data_prep.inspect_shards")
     try:
         manifest: Manifest = read_manifest(arguments.directory)
+    except ValueError as error:
+        print(f"{who}: error: {error}", file=sys.stderr)
+        return 2
+    try:
         problems = list(verify(arguments.directory, manifest))
     except ValueError as error:
         problems = [str(error)]
     for problem in problems[:20]:
-        print(f"inspect_shards: {problem}", file=sys.stderr)
+        print(f"{who}: {problem}", file=sys.stderr)
     if problems:
-        print(f"inspect_shards: {len(problems)} problem(s): prepare the data again", file=sys.stderr)
+        print(f"{who}: {len(problems)} problem(s): prepare the data again", file=sys.stderr)
         return 1
     counts = ", ".join(
         f"{s}: {c['documents']:,} documents in {c['rows']:,} rows" for s, c in manifest["splits"].items()

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from packhaul.command import COMMANDS
+from packhaul.training import launch_file, split_flags
 from tests.support.markdown import DOCUMENTS, NAMES, ROOT, all_code, at, module_file, none, read, run_config, text_of
 
 EVERY_DOCUMENT = pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
@@ -32,7 +34,7 @@ class Command:
         return f"{self.where}: {shlex.join(self.words)}"
 
 
-STARTS = ("python", "accelerate", "slurm/submit.sh", "make", "pip")
+STARTS = ("packhaul", "python", "accelerate", "slurm/submit.sh", "make", "pip")
 
 
 def commands(path: Path) -> Iterator[Command]:
@@ -40,7 +42,7 @@ def commands(path: Path) -> Iterator[Command]:
     module, which `test_modules_exist` looks for."""
     lines, blocks = read(path)
     spans = [(line.number, span) for line in lines for span in line.spans()]
-    texts = [(number, span) for number, span in spans if re.match(r"(make|pip) |.* --", span)]
+    texts = [(number, span) for number, span in spans if re.match(r"(make|pip|packhaul) |.* --", span)]
     for block in blocks:
         if block.language == "bash":
             joined = block.text.replace("\\\n", " ")
@@ -62,13 +64,14 @@ BY_TEXT = {str(command): command for path in DOCUMENTS for command in commands(p
 
 def test_there_are_commands() -> None:
     starts = {command.words[0] for command in BY_TEXT.values()}
-    assert starts >= {"python", "accelerate", "slurm/submit.sh", "make"}
+    assert starts >= {"packhaul", "python", "accelerate", "slurm/submit.sh", "make"}
 
 
 @pytest.mark.parametrize("text", ALL_COMMANDS)
 def test_commands_parse(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = BY_TEXT[text].words
     problem = {
+        "packhaul": packhaul_problem,
         "python": python_problem,
         "accelerate": accelerate_problem,
         "slurm/submit.sh": submit_problem,
@@ -96,6 +99,23 @@ def python_problem(words: list[str]) -> str | None:
     if words[0] != "-m":
         return f"expected -m MODULE, found {words[0]}"
     return module_problem(words[1], words[2:])
+
+
+def packhaul_problem(words: list[str]) -> str | None:
+    """One of its commands, with the flags of the module it stands for; a name alone only mentions it."""
+    name, *rest = words
+    if name == "COMMAND" or name.startswith("--"):
+        return None
+    if name not in COMMANDS:
+        return f"there is no command {name}"
+    if name == "submit":
+        return submit_problem(rest) if rest else None
+    if name == "train":
+        launch, _, rest = split_flags(rest)
+        if launch and launch != "NAME" and not launch_file(launch).is_file():
+            return f"there is no launch file {launch}"
+    module = COMMANDS[name].module.removesuffix(".__main__").replace("packhaul.training", "train.sft")
+    return module_problem(module, rest) if rest else None
 
 
 def accelerate_problem(words: list[str]) -> str | None:

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from data_prep import recipe
+from packhaul.command import COMMANDS
 from tests.support.markdown import (
     DOCUMENTS,
     FOLDERS,
@@ -88,7 +89,9 @@ def test_files_exist(path: Path) -> None:
 
 @EVERY_DOCUMENT
 def test_modules_exist(path: Path) -> None:
-    found = [(n, word) for n, word in _code_words(path) if re.fullmatch(r"(data_prep|train|tests)(\.\w+)+", word)]
+    found = [
+        (n, word) for n, word in _code_words(path) if re.fullmatch(r"(data_prep|train|packhaul|tests)(\.\w+)+", word)
+    ]
     found = [(n, word) for n, word in found if not _is_repository_path(word)]  # such as train.sbatch
     found = [(n, word) for n, word in found if not word.endswith(".NAME")]  # stands for any
     none(f"{at(path, number)}: {word}" for number, word in found if not module_file(word))
@@ -120,7 +123,7 @@ def _exists(word: str) -> bool:
     return (ROOT / word).exists() or any(any(ROOT.glob(f"{folder}/**/{word}")) for folder in FOLDERS)
 
 
-@pytest.mark.parametrize("package", ["data_prep", "train"])
+@pytest.mark.parametrize("package", ["data_prep", "train", "packhaul"])
 def test_the_map_is_the_tree(package: str) -> None:
     """The first cells of CONTRIBUTING's table name all that is in the package, and nothing else."""
     named = {name.rstrip("/") for row in table(f"`{package}/`") for name in row.names()}
@@ -228,6 +231,14 @@ def _expand(key: ast.expr, parts: tuple[str, ...]) -> set[str]:
         filled = (piece.value,) if isinstance(piece, ast.Constant) else parts
         names = {name + text for name in names for text in filled}
     return names
+
+
+def test_every_command_is_documented_with_its_module() -> None:
+    documented = {name: row.cells[1] for row in table("command") for name in row.names()}
+    assert documented.keys() == COMMANDS.keys()
+    for name, command in COMMANDS.items():
+        module = command.module.removesuffix(".__main__")
+        assert module.startswith("packhaul.") or f"`{module}`" in documented[name], name
 
 
 @EVERY_DOCUMENT

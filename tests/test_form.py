@@ -13,7 +13,7 @@ from tests.conftest import ROOT, SLOW
 
 MOST_LINES = 320
 LONGEST_FIRST_LINE = 120
-CODE = [file for top in ("data_prep", "train", "slurm") for file in sorted((ROOT / top).rglob("*.py"))]
+CODE = [file for top in ("data_prep", "train", "packhaul", "slurm") for file in sorted((ROOT / top).rglob("*.py"))]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 

@@ -6,6 +6,7 @@ Imports inside functions and under TYPE_CHECKING count like any other.
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -20,6 +21,7 @@ CONTRACT = {
     "data_prep.strict_files",
     "data_prep.secret_texts",
     "data_prep.lock_holders",
+    "data_prep.program_name",
 }  # all that `train` may import of `data_prep`
 BELOW = None  # whatever stands below
 # Of each package, from top to bottom: files and folders, and what they may import besides themselves.
@@ -34,7 +36,10 @@ DATA_PREP: list[tuple[str, str | None]] = [
     ("quality", "conversation"),
     ("tokenization", "shards strict_files"),
     ("shards", "atomic_files arrow_columns"),
-    ("conversation strict_files secret_texts atomic_files arrow_columns other_tools_keys lock_holders", ""),
+    (
+        "conversation strict_files secret_texts atomic_files arrow_columns other_tools_keys lock_holders program_name",
+        "",
+    ),
 ]
 TRAIN: list[tuple[str, str | None]] = [
     ("sft", BELOW),
@@ -49,8 +54,8 @@ TRAIN: list[tuple[str, str | None]] = [
     ("serving", "checkpoint run data_prep.shards data_prep.strict_files"),
     ("node_check", "run data_prep.shards"),
     ("checkpoint", "config run"),
-    ("config", "data_prep.strict_files data_prep.secret_texts"),
-    ("run", "data_prep.shards data_prep.lock_holders"),
+    ("config", "data_prep.strict_files data_prep.secret_texts data_prep.program_name"),
+    ("run", "data_prep.shards data_prep.lock_holders data_prep.program_name"),
 ]
 TABLES = {"data_prep": DATA_PREP, "train": TRAIN}
 
@@ -61,8 +66,9 @@ def modules_of(package: str) -> dict[str, Path]:
     return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
 
 
-MODULES = {package: modules_of(package) for package in ("data_prep", "train")}
+MODULES = {package: modules_of(package) for package in TABLES}
 ALL = MODULES["data_prep"] | MODULES["train"]
+COMMAND = modules_of("packhaul")  # stands above both and may import anything
 
 
 def imports(name: str) -> Iterator[str]:
@@ -113,6 +119,12 @@ def test_train_imports_the_contract_alone_and_data_prep_never_imports_train():
     assert {other for _, other in crossing} == CONTRACT
 
 
+def test_nothing_imports_the_command():
+    assert COMMAND
+    pattern = re.compile(r"^\s*(from|import) packhaul\b", re.MULTILINE)
+    assert not [name for name, path in ALL.items() if pattern.search(path.read_text(encoding="utf-8"))]
+
+
 @pytest.mark.parametrize("package", TABLES)
 def test_no_circle_between_modules_or_folders(package):
     modules = {name: set(imports(name)) & MODULES[package].keys() for name in MODULES[package]}
@@ -124,7 +136,7 @@ def test_no_circle_between_modules_or_folders(package):
 
 
 def test_folders_say_what_they_hold_and_do_nothing():
-    for package in TABLES:
+    for package in (*TABLES, "packhaul"):
         for file in (ROOT / package).rglob("__init__.py"):
             tree = ast.parse(file.read_text(encoding="utf-8"))
             assert ast.get_docstring(tree) and len(tree.body) == 1, file

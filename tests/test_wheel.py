@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
+import importlib
 import os
 import shutil
 import subprocess
@@ -12,13 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from packhaul.command import COMMANDS
 from tests.conftest import ROOT
 
-PACKAGES = ("data_prep", "train")
+PACKAGES = ("data_prep", "train", "packhaul")
 ENTRIES = (
     *("data_prep.prepare", "data_prep.inspect_shards"),
     *("train.sft", "train.preflight", "train.export", "train.generate", "train.add_tokens", "train.checkpoint"),
     "train.check_nodes",
+    "packhaul",
 )
 # As `python -m MODULE`, without an editable install, which would lend the wheel what it lacks.
 RUN_MODULE = """
@@ -68,5 +72,25 @@ def test_entry_points_answer_from_an_empty_folder(unpacked, tmp_path, entry):
     command = [sys.executable, "-c", RUN_MODULE, entry, "--help"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert f"python -m {entry}" in done.stdout
+    assert f"usage: {'' if entry == 'packhaul' else 'python -m '}{entry}" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_wheel_installs_the_command(unpacked):
+    (file,) = unpacked.glob("*.dist-info/entry_points.txt")
+    scripts = configparser.ConfigParser()
+    scripts.read_string(file.read_text(encoding="utf-8"))
+    module, _, function = scripts["console_scripts"]["packhaul"].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_answers_from_an_empty_folder(unpacked, tmp_path, name):
+    if name == "submit":
+        pytest.skip("needs slurm/submit.sh, which belongs to the repository")
+    environment = {**os.environ, "PYTHONPATH": str(unpacked), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", RUN_MODULE, "packhaul", name, "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"usage: packhaul {name}" in done.stdout
     assert not list(tmp_path.iterdir())

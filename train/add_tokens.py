@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_prep.program_name import speaker, usage_name
 from data_prep.shards import TOKENIZER_DIR, Manifest, read_manifest
 from train.checks.model_files import ADDED_ROWS
 
@@ -23,7 +24,9 @@ MULTIPLE = 64  # the number of rows is rounded up to it: such matrices multiply 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the larger model; 2 when something has to be changed first."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=usage_name("train.add_tokens"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True, help="folder or hub id; safetensors only")
     parser.add_argument("--data", type=Path, required=True, help="the shard directory")
     parser.add_argument("--output", type=Path, required=True, help="a folder that is not there yet")
@@ -32,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         print(f"add_tokens: {add_tokens(options.model, options.data, options.output, untie=options.untie)}")
     except ValueError as error:
-        print(f"add_tokens: error: {error}", file=sys.stderr)
+        print(f"{speaker('train.add_tokens')}: error: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.program_name import refusal, usage_name
 from train.checkpoint.shard_files import MODEL
 from train.run.atomic_files import DIGEST, flush, rename, write_json_atomically
 from train.run.model_identity import difference, model_digests
@@ -34,7 +35,7 @@ VERSIONED = ("packhaul", "torch", "transformers", "trl", "peft", "deepspeed", "s
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line; prints what is exported and where it is, or one error line and exit code 1."""
+    """Command line; prints what is exported and where it is, or one error line and exit code 2."""
     options = _parse(arguments)
     try:
         exported = find_exported(Path(options.checkpoint), best=options.best)
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.push_to_hub:
             print(f"pushed to {push(output, options.push_to_hub, private=options.private)}")
     except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise refusal("train.export", error) from None
 
 
 def export(
@@ -149,7 +150,7 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m train.export", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=usage_name("train.export"), description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="a run directory, or one checkpoint-N in it")

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.program_name import refusal, usage_name
 from train.serving.chat_model import Answer, check_folder
 from train.serving.prompt_rows import Chat, ask, check_chat, read_chat
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line; one error line and exit code 1 where something is wrong."""
+    """Command line; one error line and exit code 2 where something is wrong."""
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8")  # whatever the locale: a cluster's is often C
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         with _writer(options.output) as write:
             answer_all(models, chats, options, write)
     except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise refusal("train.generate", error) from None
 
 
 def read_chats(prompts: list[str], file: str | None, system: str | None) -> list[Chat]:
@@ -99,7 +100,7 @@ def answer_all(
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m train.generate", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=usage_name("train.generate"), description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="a folder made by train.export, or an id on the hub")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from data_prep.program_name import speaker, usage_name
 from data_prep.shards import Manifest, check_files, read_manifest
 from train.checks.deepspeed_file import deepspeed_notes
 from train.checks.disk_space import check_space, needed_space
@@ -40,12 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _flag_parser()
     if "--help" in words or "-h" in words:
-        print(help_text("python -m train.preflight", parser.format_help()))
+        print(help_text(usage_name("train.preflight"), parser.format_help()))
         return 0
     try:
         own, run_flags = parser.parse_known_args(words)
     except ValueError as error:
-        print(f"preflight: {error}", file=sys.stderr)
+        print(f"{speaker('train.preflight')}: error: {error}", file=sys.stderr)
         return 2
     report = _examine_flags(run_flags, own)
     _print(report)
@@ -239,7 +240,7 @@ def _print(report: Report) -> None:
         print(f"note: {note}")
     sys.stdout.flush()
     if report.problems:
-        print(f"preflight: {len(report.problems)} problem(s) to solve first:", file=sys.stderr)
+        print(f"{speaker('train.preflight')}: {len(report.problems)} problem(s) to solve first:", file=sys.stderr)
         for problem in report.problems:
             print(f"  - {problem}", file=sys.stderr)
     else:

@@ -29,7 +29,7 @@ def run_module(command: list[Any]) -> tuple[int, str]:
     check_launcher(words)
     at = len(words) - words[::-1].index("-m")
     name, arguments = words[at], words[at + 1 :]
-    assert name.split(".")[0] in ("data_prep", "train", "tests"), words
+    assert name.split(".")[0] in ("data_prep", "train", "packhaul", "tests"), words
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         code = train(arguments) if name == "train.sft" else call(name, arguments)

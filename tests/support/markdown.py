@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("data_prep", "train", "configs", "slurm", "tests", "docs", ".ci")
+FOLDERS = ("data_prep", "train", "packhaul", "configs", "slurm", "tests", "docs", ".ci")
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *(path for name in FOLDERS for path in sorted(ROOT.glob(f"{name}/**/*.md")))]
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 

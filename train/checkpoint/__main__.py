@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.program_name import speaker, usage_name
 from train.checkpoint import folders
 from train.checkpoint.folders import MARKER, Checkpoint
 
@@ -21,12 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{options.run_dir}: expected a run directory or a checkpoint in it, found no folder")
         return {"list": _list, "verify": _verify, "prune": _prune}[options.command](options)
     except ValueError as error:
-        print(f"checkpoint: error: {error}", file=sys.stderr)
+        print(f"{speaker('train.checkpoint')}: error: {error}", file=sys.stderr)
         return 2
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m train.checkpoint", description=__doc__)
+    parser = argparse.ArgumentParser(prog=usage_name("train.checkpoint"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="every checkpoint, whether it is complete, and what else a kill left")
     verify = commands.add_parser("verify", help="read every file and compare it with what was written")

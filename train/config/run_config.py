@@ -13,9 +13,9 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.program_name import usage_name
 from data_prep.strict_files import read_yaml
 from train.config.compile_defaults import compile_layers_by_default
 from train.config.library_options import Option, convert, model_options, parse, sft_options
@@ -80,7 +80,7 @@ def load_run_config(argv: list[str]) -> RunConfig:
         SystemExit: 0, after printing all options, if `--help` is among the flags.
     """
     if "--help" in argv or "-h" in argv:
-        print(help_text(f"python -m train.{Path(sys.argv[0]).stem}"))
+        print(help_text(usage_name("train.sft")))
         raise SystemExit(0)
     problems: list[str] = []
     values: dict[str, Any] = {}

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 
+from data_prep.program_name import speaker
 from train.run import spoken
 
 ANY_RANK = {"any_rank": True}  # `extra` of a line that every rank may say
@@ -36,7 +37,7 @@ class Lines(logging.Handler):
 
 def line(record: logging.LogRecord) -> str:
     """As it is shown."""
-    return f"sft: {_LEVELS.get(record.levelno, '')}{record.getMessage()}"
+    return f"{speaker('train.sft')}: {_LEVELS.get(record.levelno, '')}{record.getMessage()}"
 
 
 def is_wanted(record: logging.LogRecord) -> bool:

@@ -1,0 +1,31 @@
+"""What a command calls itself: by its module (`python -m`), or `packhaul NAME` where that has started it."""
+
+from __future__ import annotations
+
+import sys
+
+PROGRAM = "packhaul"
+
+
+def usage_name(module: str) -> str:
+    """What its usage line begins with, such as "python -m data_prep.prepare" or "packhaul prepare"."""
+    return _started_as() or f"python -m {module}"
+
+
+def speaker(module: str) -> str:
+    """What its messages begin with, such as "prepare" or "packhaul prepare"."""
+    return _started_as() or module.rpartition(".")[2]
+
+
+def _started_as() -> str | None:
+    """packhaul.command puts its own name and the command's in the place of the program's path."""
+    started = sys.argv[0] if sys.argv else ""
+    return started if started.startswith(f"{PROGRAM} ") else None
+
+
+def refusal(module: str, message: object) -> SystemExit:
+    """The end of a command because something has to be changed first: exit code 2, after one line. To be raised."""
+    print(f"{speaker(module)}: error: {message}", file=sys.stderr)
+    end = SystemExit(str(message))
+    end.code = 2
+    return end
