@@ -21,6 +21,7 @@ from data_prep.shards import (
     SPLITS,
     TOKENIZER_DIR,
     Manifest,
+    check_documents,
     check_files,
     read_manifest,
     read_rows,
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def verify(directory: Path, manifest: Manifest) -> Iterator[str]:
     """What is wrong: files by hash, rows by the contract, totals against the manifest."""
-    problems = check_files(directory, manifest, hashes=True)
+    problems = [*check_files(directory, manifest, hashes=True), *check_documents(directory, manifest)]
     yield from problems
     if problems:
         return  # rows of damaged files would only repeat it

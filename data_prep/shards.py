@@ -9,6 +9,7 @@
                                sources      list<int32>   each document's source: index into manifest["sources"]
     eval/00000.arrow ...     the same for the held-out documents
     dropped/SOURCE.jsonl     every row that was not used, with its reason
+    documents/               which raw row each document comes from, and how it is used: see provenance.py
 
 `train` imports nothing else from `data_prep` but the readers of strict_files.
 """
@@ -136,6 +137,7 @@ class Manifest(TypedDict):
     mixture: list[Share]
     notes: list[str]  # what could not be reached
     splits: dict[str, Split]  # by the names in SPLITS
+    documents: NotRequired[dict[str, Any]]  # of the files of data_prep.provenance
     versions: dict[str, str | None]  # of the libraries that decide the bytes; None: not installed
 
 
@@ -263,6 +265,12 @@ def check_files(
 def check_tokenizer(directory: str | Path, manifest: Mapping[str, Any]) -> list[str]:
     """Problems of the tokenizer's files: missing, or of other bytes. Empty if sound."""
     return _problems(directory, _tokenizer_files(manifest), True)
+
+
+def check_documents(directory: str | Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Problems of the files of data_prep.provenance, by their hashes. Empty if sound, or if there are none."""
+    hashes = manifest.get("documents", {}).get("files", {})
+    return _problems(directory, [{"file": name, "sha256": digest} for name, digest in hashes.items()], True)
 
 
 def _tokenizer_files(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -35,6 +35,7 @@ COMMANDS = {
     "generate": Command("train.generate", "stream an exported model's answers"),
     "add-tokens": Command("train.add_tokens", "give a model rows for the tokens of the shards' tokenizer"),
     "check-nodes": Command("train.check_nodes", "check the GPUs of this machine, or the nodes of a job"),
+    "trace": Command("train.trace", "which documents a step trained, and when a document was trained"),
     "submit": Command("packhaul.submit", "submit prepare, train and export to SLURM"),
 }
 

@@ -102,20 +102,22 @@ def python_problem(words: list[str]) -> str | None:
 
 
 def packhaul_problem(words: list[str]) -> str | None:
-    """One of its commands, with the flags of the module it stands for; a name alone only mentions it."""
+    """One of its commands, with the flags of the module it stands for; without a flag it is only mentioned."""
     name, *rest = words
     if name == "COMMAND" or name.startswith("--"):
         return None
     if name not in COMMANDS:
         return f"there is no command {name}"
+    if not any(word.startswith("--") for word in rest):
+        return None
     if name == "submit":
-        return submit_problem(rest) if rest else None
+        return submit_problem(rest)
     if name == "train":
         launch, _, rest = split_flags(rest)
         if launch and launch != "NAME" and not launch_file(launch).is_file():
             return f"there is no launch file {launch}"
     module = COMMANDS[name].module.removesuffix(".__main__").replace("packhaul.training", "train.sft")
-    return module_problem(module, rest) if rest else None
+    return module_problem(module, rest)
 
 
 def accelerate_problem(words: list[str]) -> str | None:

@@ -22,6 +22,8 @@ CONTRACT = {
     "data_prep.secret_texts",
     "data_prep.lock_holders",
     "data_prep.program_name",
+    "data_prep.provenance",
+    "data_prep.packed_rows",
 }  # all that `train` may import of `data_prep`
 BELOW = None  # whatever stands below
 # Of each package, from top to bottom: files and folders, and what they may import besides themselves.
@@ -35,6 +37,8 @@ DATA_PREP: list[tuple[str, str | None]] = [
     ("rendering", "tokenization conversation shards"),
     ("quality", "conversation"),
     ("tokenization", "shards strict_files"),
+    ("packed_rows", "shards"),
+    ("provenance", "conversation atomic_files"),
     ("shards", "atomic_files arrow_columns"),
     (
         "conversation strict_files secret_texts atomic_files arrow_columns other_tools_keys lock_holders program_name",
@@ -43,11 +47,12 @@ DATA_PREP: list[tuple[str, str | None]] = [
 ]
 TRAIN: list[tuple[str, str | None]] = [
     ("sft", BELOW),
-    ("preflight launch export generate add_tokens check_nodes report checkpoint.__main__", BELOW),
+    ("preflight launch export generate add_tokens check_nodes trace report checkpoint.__main__", BELOW),
     (
         "checks",
         "config model.attention model.sequence_limits run.model_identity data_prep.shards data_prep.strict_files",
     ),
+    ("tracing", "loop checkpoint run data_prep.shards data_prep.provenance data_prep.packed_rows"),
     ("loop", "model checkpoint config run run_report data_prep.shards"),
     ("run_report", "checkpoint run"),
     ("model", "config run data_prep.shards"),

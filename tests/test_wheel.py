@@ -22,6 +22,7 @@ ENTRIES = (
     *("data_prep.prepare", "data_prep.inspect_shards"),
     *("train.sft", "train.preflight", "train.export", "train.generate", "train.add_tokens", "train.checkpoint"),
     "train.check_nodes",
+    "train.trace",
     "packhaul",
 )
 # As `python -m MODULE`, without an editable install, which would lend the wheel what it lacks.

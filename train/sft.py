@@ -268,11 +268,12 @@ def _write_record(run_dir: Path, config: RunConfig, args: SFTConfig, total_steps
     from train.run import run_record
 
     record = run_record.make_record(run_dir, config, args.world_size)
-    if check_start(config, run_dir, {**record, **identity(config, args)}) and record["base_model"]:
+    here = identity(config, args)
+    if check_start(config, run_dir, {**record, **here}) and record["base_model"]:
         record |= run_record.beginning(run_dir)
     rows_a_step = rows_per_step_of(args, config.own.sequence_parallel)
     done = finished_step(config, run_dir, rows_a_step, total_steps)
-    run_record.write_record(run_dir, record)
+    run_record.write_record(run_dir, {**record, **run_record.order(here, rows_a_step, total_steps)})
     return done
 
 

@@ -24,6 +24,7 @@ from data_prep.sources.slices import TEXT_FORMATS
 from data_prep.stages.job import REMOVE, Job, digest
 from data_prep.stages.output_lock import FOLDER
 from data_prep.stages.pack_stage import ShardTask, remove_unlisted, shard_tasks
+from data_prep.stages.provenance_files import publish
 from data_prep.tokenization.saved_tokenizer import save_exactly
 
 _LIBRARIES = ("packhaul", "tokenizers", "transformers", "pyarrow", "numpy", "rensa")
@@ -93,6 +94,7 @@ def build_manifest(job: Job, tasks: list[ShardTask]) -> Manifest:
         "mixture": summary["mixture"],
         "notes": [*summary["notes"], *notes],
         "splits": {split: {**summary["splits"][split], "shards": shards[split]} for split in SPLITS},
+        "documents": publish(job.plan_dir, job.output, job.slices, job.recipe),
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
 

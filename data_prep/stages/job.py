@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.atomic_files import reading, to_json, write_atomically
+from data_prep.provenance import FOLDER as DOCUMENTS_DIR
+from data_prep.provenance import file_of
 from data_prep.quality.filters import filter_identity
 from data_prep.recipe import Recipe, Source, group_by, grouping_column
 from data_prep.rendering.renderer import Renderer
@@ -30,7 +32,9 @@ from data_prep.tokenization.tokenizer import fingerprint
 
 WORK_DIR = ".work"
 REMOVE = "delete it, and run the same command again"
-_WRITTEN = frozenset({WORK_DIR, MANIFEST, TOKENIZER_DIR, "dropped", "report.json", *SPLITS})  # names in --output
+_WRITTEN = frozenset(
+    {WORK_DIR, MANIFEST, TOKENIZER_DIR, DOCUMENTS_DIR, "dropped", "report.json", *SPLITS}
+)  # in --output
 _WORK_FORMAT = 8  # of the parts and the plan: work that another version left is not reused
 # What decides the bytes of a part. A part's folder is named by it, so that a changed recipe reuses no part wrongly, and
 # reuses all parts when only the mixture has changed.
@@ -129,7 +133,7 @@ class Job:
     def summary(self) -> PlanSummary | None:
         """The plan's summary, or None while there is no plan."""
         path = self.plan_dir / "plan.json"
-        if not path.exists():
+        if not (path.exists() and (self.plan_dir / file_of("all")).exists()):  # an older version's lacks it
             return None
         with reading(path, REMOVE):
             summary: PlanSummary = json.loads(path.read_text(encoding="utf-8"))

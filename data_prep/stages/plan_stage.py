@@ -21,6 +21,7 @@ from data_prep.shards import SPLITS, PlannedSource, Share, SplitCounts
 from data_prep.stages.document_index import first_documents, load_documents, read_counts
 from data_prep.stages.parts import Part, PartCounts
 from data_prep.stages.plan_notes import drop_notes, group_notes, unread_notes
+from data_prep.stages.provenance_files import write_records, write_uses
 from data_prep.stages.refusals import refuse_empty_sources, refuse_nothing_to_train, refuse_unseen_columns
 
 _CHUNK = 1 << 22  # documents looked at at once
@@ -48,7 +49,7 @@ class SplitPlan:
 def plan(parts: list[Part], recipe: Recipe, folder: Path) -> PlanSummary:
     """Make the plan and write it: for the report plan.npz (source, split, copies, by document); for packing
     SPLIT-places.npy ((uses, PLACE_COLUMNS) int32, row after row) and SPLIT-starts.npy ((rows + 1,) int64), from which a
-    worker maps what its shard needs; dropped duplicates; plan.json last.
+    worker maps what its shard needs; dropped duplicates; the files of data_prep.provenance; plan.json last.
 
     Raises:
         ValueError: no document is left to train on, `columns` or `group_by` name one that no row of its source has, or
@@ -61,14 +62,16 @@ def plan(parts: list[Part], recipe: Recipe, folder: Path) -> PlanSummary:
     mixture = mix(documents, recipe)
     if not (mixture.split == TRAIN).any():
         refuse_nothing_to_train(parts, counts)
-    documents = _without_hashes(documents)
     folder.mkdir(parents=True, exist_ok=True)
+    write_records(folder, documents, mixture)
+    documents = _without_hashes(documents)
     starts = first_documents(counts)
     splits = {}
     for name in SPLITS:
         split = _pack_split(documents, mixture, recipe, _SPLIT_CODES[name])
         _write_places(folder / f"{name}-places.npy", split.uses, starts, documents)
         _save(folder / f"{name}-starts.npy", split.starts)
+        write_uses(folder, name, split.uses)
         splits[name] = _split_counts(split, documents, recipe)
         del split
     with written_atomically(folder / "plan.npz") as file:

@@ -72,6 +72,7 @@ WRONG = {
     "generate": ["--model", "absent", "--prompt", "x"],
     "add-tokens": ["--model", "absent", "--data", "absent", "--output", "x"],
     "check-nodes": ["--nope"],
+    "trace": ["absent", "--step", "1"],
 }
 
 

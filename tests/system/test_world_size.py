@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import re
@@ -10,6 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,6 +22,8 @@ from tests.support.training import environment, history, make_shards, run_config
 from train.checkpoint import folders
 from train.checkpoint.world_size import keep_global_batch
 from train.config.run_config import RunConfig, load_run_config
+from train.tracing.documents import Trace
+from train.tracing.run_facts import read_facts
 
 STEPS = 12
 STEPS_PER_EPOCH = 4  # 15 rows and one of a filler, 4 in a step
@@ -153,6 +157,22 @@ def test_losses_and_rows_are_those_of_the_uninterrupted_twin(name, runs):
         [1, 2, 0] if name == "stages" else [1, 1, 1]
     )
     assert not list((runs / name).glob(".universal-*"))
+
+
+@pytest.mark.parametrize("name", ["twin", "two"])
+def test_a_trace_lists_the_rows_that_every_world_took(name, runs):
+    """The run "two" goes from two processes to four and to one."""
+    facts = read_facts(runs / name)
+    assert name == "twin" or set(facts.world_sizes.values()) == {1, 2, 4}
+    trace = Trace.open(facts)
+    for step, rows in rows_by_step(runs, name).items():
+        entry = trace.step(step)
+        packed: dict[tuple[str, int], list[np.ndarray]] = {}
+        for document in entry["documents"]:
+            packed.setdefault((document["shard"], document["shard_row"]), []).append(document["ids"])
+        whole = [np.concatenate(ids).astype(np.int64).tobytes() for ids in packed.values()]
+        expected = Counter(hashlib.sha256(ids).hexdigest() for ids in whole)
+        assert expected <= rows and (rows - expected).total() == entry["filler_rows"]
 
 
 @pytest.mark.parametrize("launch", ["cpu_zero2", "cpu_zero3"])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import accelerate
-import torch
 import transformers.trainer
-from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler
-from torch.utils.data import BatchSampler, Sampler
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler
 from transformers import EarlyStoppingCallback, Trainer
+
+from train.loop.row_order import From
 
 
 def is_over(trainer: Trainer) -> bool:
@@ -38,30 +38,6 @@ def skipping_at_once() -> Iterator[None]:
         transformers.trainer.skip_first_batches = original
 
 
-class _From(Sampler[int]):
-    """A sampler's rows from a position on. The order of the epoch is drawn as a whole, as it is at its beginning."""
-
-    def __init__(self, sampler: Any, start: int):
-        self.sampler, self.start = sampler, start
-
-    def __iter__(self) -> Iterator[int]:
-        if type(self.sampler) is not SeedableRandomSampler or self.sampler.replacement:
-            yield from islice(iter(self.sampler), self.start, None)
-            return
-        # As that class draws it (a test compares): passing over the rows one by one would take longer than drawing.
-        generator = torch.Generator().manual_seed(self.sampler.epoch + self.sampler.initial_seed)
-        yield from torch.randperm(len(self.sampler), generator=generator)[self.start :].tolist()
-        self.sampler.set_epoch(self.sampler.epoch + 1)
-
-    def __len__(self) -> int:
-        return len(self.sampler) - self.start
-
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch's order is drawn."""
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(epoch)
-
-
 def skip_batches(dataloader: Any, num_batches: int = 0) -> Any:
     """As `accelerate.skip_first_batches`, which iterates over the batches of all processes until it is there: seconds
     at step 100,000."""
@@ -84,6 +60,6 @@ def _begin_at(batches: Any, num_batches: int) -> Any:
         return result
     if type(batches) is BatchSampler:
         result = copy.copy(batches)
-        result.sampler = _From(batches.sampler, num_batches * batches.batch_size)
+        result.sampler = From(batches.sampler, num_batches * batches.batch_size)
         return result
     return None

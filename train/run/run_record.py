@@ -71,6 +71,16 @@ def beginning(run_dir: Path) -> dict[str, Any]:
     return {name: earlier[name] for name in ("base_model", "baseline") if earlier.get(name)}
 
 
+def order(identity: dict[str, Any], rows_per_step: int, total_steps: int) -> dict[str, Any]:
+    """What decides, with the shards, which documents a step trains: `train.trace` reads it.
+
+    Args:
+        identity: of train.checkpoint.resume.
+    """
+    same = {name: identity[name] for name in ("data_seed", "row_order")}
+    return {"order": {**same, "rows_per_step": rows_per_step, "total_steps": total_steps}}
+
+
 def write_record(run_dir: Path, record: dict[str, Any]) -> None:
     """Write run.json atomically; the values of options whose name speaks of a token are left out."""
     options = {k: v for k, v in record["options"].items() if not k.endswith("token")}

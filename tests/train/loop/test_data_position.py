@@ -7,7 +7,8 @@ import pytest
 from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader
 from torch.utils.data import DataLoader, SequentialSampler
 
-from train.loop.data_position import _From, skip_batches
+from train.loop.data_position import skip_batches
+from train.loop.row_order import From
 
 
 def loader(rows: int, batch: int, world: int, rank: int, shuffled: bool):
@@ -35,6 +36,6 @@ def test_the_batches_are_those_of_accelerate(batch, world, skipped, shuffled):
 def test_no_batch_is_made_to_be_thrown_away(monkeypatch):
     resumed = skip_batches(loader(1000, 2, 4, 1, True), 100)
     sampler = resumed.batch_sampler.batch_sampler.batch_sampler.sampler
-    assert isinstance(sampler, _From) and sampler.start == 800
+    assert isinstance(sampler, From) and sampler.start == 800
     assert resumed.batch_sampler.skip_batches == 0
     assert sum(1 for _ in resumed) == 25
