@@ -69,18 +69,18 @@ GroupBy = Literal["question", "conversation"] | GroupByColumn
 class Source(_Strict):
     """One data set: local files (`path`) or a hub data set (`dataset`), and how its rows become conversations."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]  # appears in metrics
     path: Location | list[Location] | None = None  # JSON or JSONL files; globs and $VARIABLES are expanded
     dataset: str | None = None  # hub data set id, read through `datasets`
     subset: str | None = None  # the hub data set's configuration name
-    split: str = "train"
-    revision: str | None = None
+    split: str = "train"  # the hub data set's split
+    revision: str | None = None  # the hub data set's revision
     format: Literal["auto", "json", "jsonl", "csv", "tsv", "parquet", "arrow"] = "auto"  # auto: by suffix and content
     encoding: str | None = None  # of text files, such as "cp949"; detected where it is not given
     field: str | None = None  # of each row, or of a whole JSON file: what holds the row or the rows
     transform: str | None = None  # "package.module:function": a row in, a row, a list of rows or None out
     form: Form = "auto"  # auto: recognised by the columns of the first rows
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = {}  # our name of a column: the data's, where they differ
     message_keys: dict[MessageKey, str] = {}  # our name of a key in a message: the data's, where unusual
     roles: dict[str, Literal["system", "user", "assistant", "tool"]] = {}  # the data's role names: ours, where unusual
     answers: Literal["refuse", "first", "each"] = "refuse"  # of an answer that is a list of several
@@ -167,11 +167,11 @@ class Recipe(_Strict):
     """Everything that decides the bytes of the shards."""
 
     tokenizer: str  # folder or hub id
-    tokenizer_revision: str | None = None
+    tokenizer_revision: str | None = None  # revision of a hub tokenizer
     chat_template: str = "tokenizer"  # built-in name, "tokenizer", "tokenizer:FOLDER_OR_ID", or a .jinja file
     seq_len: Annotated[int, Field(ge=8, le=2**22)] = 4096  # tokens of a packed row at most
-    sources: Annotated[list[Source], Field(min_length=1)]
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    sources: Annotated[list[Source], Field(min_length=1)]  # what to read
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42  # decides every random choice
     eval_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05  # of each source's distinct conversations
     group_by: GroupBy = "question"  # rows of the same one are on one side of the eval split
     deduplicate: bool = True  # exact duplicates of a whole conversation, within and across sources

@@ -29,6 +29,7 @@ BELOW = None  # whatever stands below
 # Of each package, from top to bottom: files and folders, and what they may import besides themselves.
 DATA_PREP: list[tuple[str, str | None]] = [
     ("prepare inspect_shards", BELOW),
+    ("recipe_schema", "recipe"),
     ("stages", BELOW),
     ("report", "mixture quality shards atomic_files"),
     ("sources", "recipe quality conversation"),

@@ -34,7 +34,7 @@ class Decontaminate(BaseModel):
     characters_per_word: Annotated[int, Field(ge=1)] = 2  # Korean, Chinese, Japanese, ... ones that count as a word
     min_overlap: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # share of the evaluation text that has to be found
     # An evaluation text shorter than a run is looked for as a whole message, if it is not as short as "yes".
-    min_words: Annotated[int, Field(ge=1)] = 5
+    min_words: Annotated[int, Field(ge=1)] = 5  # of an evaluation text that is looked for
     max_occurrences: Annotated[int, Field(ge=1)] = 10  # a run in more different evaluation texts is boilerplate
 
     @field_validator("files", "columns", mode="before")

@@ -31,9 +31,9 @@ class Filters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     min_answer_characters: Count | None = None  # of all assistant turns together
-    max_answer_characters: Count | None = None
-    min_trained_tokens: Count | None = None
-    max_trained_tokens: Count | None = None
+    max_answer_characters: Count | None = None  # the same
+    min_trained_tokens: Count | None = None  # of all documents of a row
+    max_trained_tokens: Count | None = None  # the same
     languages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # ISO 639 codes; "und": undetermined
     must_match: tuple[str, ...] = ()  # each of these patterns is found in some message
     must_not_match: tuple[str, ...] = ()  # none of these is found in any message

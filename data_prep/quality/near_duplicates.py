@@ -39,7 +39,7 @@ class NearDuplicates(BaseModel):
     # Below one half, texts that only share a template would count as duplicates, and pairs would be missed.
     threshold: Annotated[float, Field(ge=0.5, le=1.0)] = 0.8  # Jaccard similarity from which on two are duplicates
     # Bytes of a signature; the standard error is about 0.4 / sqrt(num_perm).
-    num_perm: Annotated[int, Field(ge=16, le=1024)] = 128
+    num_perm: Annotated[int, Field(ge=16, le=1024)] = 128  # bytes of a signature
     shingle: Annotated[int, Field(ge=1, le=50)] = 5  # words, or characters, in a row
     short: Annotated[int, Field(ge=0)] = 50  # texts of fewer words are taken by characters
     drop: bool = True  # keep the first only; false: keep all, but on the same side of the eval split
