@@ -241,6 +241,12 @@ def test_every_command_is_documented_with_its_module() -> None:
         assert module.startswith("packhaul.") or f"`{module}`" in documented[name], name
 
 
+def test_the_page_for_agents_is_short_and_names_every_command() -> None:
+    text = text_of("AGENTS.md")
+    assert len(text.splitlines()) <= 60
+    none(name for name in COMMANDS if not re.search(rf"packhaul {name}\b|`{name}`", text))
+
+
 @EVERY_DOCUMENT
 def test_launch_files_exist(path: Path) -> None:
     there = {file.stem for file in (ROOT / "configs/accelerate").glob("*.yaml")}
