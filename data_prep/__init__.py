@@ -1,6 +1,6 @@
 """Raw instruction data -> packed, pre-tokenized shards. A folder imports only what stands below it here.
 
-prepare.py, inspect_shards.py   entries
+prepare.py, inspect_shards.py, diff_shards.py   entries
 stages/         the job, tokenize -> plan -> pack -> finish, parts, the pool of workers
 report/         report.html and report.json
 sources/        bytes -> rows -> Conversation: input files, plain copies, encodings, forms of files and of rows

@@ -28,7 +28,7 @@ CONTRACT = {
 BELOW = None  # whatever stands below
 # Of each package, from top to bottom: files and folders, and what they may import besides themselves.
 DATA_PREP: list[tuple[str, str | None]] = [
-    ("prepare inspect_shards", BELOW),
+    ("prepare inspect_shards diff_shards", BELOW),
     ("recipe_schema", "recipe"),
     ("stages", BELOW),
     ("report", "mixture quality shards atomic_files"),
@@ -39,6 +39,7 @@ DATA_PREP: list[tuple[str, str | None]] = [
     ("quality", "conversation"),
     ("tokenization", "shards strict_files"),
     ("packed_rows", "shards"),
+    ("compared_documents", "provenance"),
     ("provenance", "conversation atomic_files"),
     ("shards", "atomic_files arrow_columns"),
     (

@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 
 PACKAGES = ("data_prep", "train", "packhaul")
 ENTRIES = (
-    *("data_prep.prepare", "data_prep.inspect_shards"),
+    *("data_prep.prepare", "data_prep.inspect_shards", "data_prep.diff_shards"),
     *("train.sft", "train.preflight", "train.export", "train.generate", "train.add_tokens", "train.checkpoint"),
     "train.check_nodes",
     "train.trace",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 # The parts of an identity, as in `Job.identity`, and what it means that one differs.
@@ -16,7 +17,7 @@ _PARTS = {
 }
 _MOST = 10  # differences shown
 _NAMES = ("name", "path", "dataset")  # by which the entries of lists are told
-_NOTHING = object()
+NOTHING = object()  # stands for a value that is not there
 
 
 def describe_differences(made: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -28,22 +29,36 @@ def describe_differences(made: Mapping[str, Any], now: Mapping[str, Any]) -> str
     differing = [key for key in _PARTS if key in made and made[key] != now[key]]
     unknown = [key for key in _PARTS if key not in made]
     heads = [_PARTS[key] for key in differing] or [f"one of these: {', '.join(_PARTS[key] for key in unknown)}"]
-    lines = [line for key in differing for line in _differences(made[key], now[key], key)]
+    lines = [str(found) for key in differing for found in differences(made[key], now[key], key)]
     more = [f"and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
     return "".join([" and ".join(heads), *(f"\n  {line}" for line in lines[:_MOST] + more)])
 
 
-def _differences(made: Any, now: Any, at: str) -> Iterator[str]:
-    """The innermost values that differ, with the way to them."""
+@dataclass(frozen=True)
+class Difference:
+    """One value that differs."""
+
+    at: str  # the way to it, such as "recipe: sources: faq: take"
+    made: Any  # NOTHING where it is not there
+    now: Any
+    is_order: bool = False  # the same values in another order
+
+    def __str__(self) -> str:
+        what = "in another order" if self.is_order else f"{_shown(self.made)}, now {_shown(self.now)}"
+        return f"{self.at}: {what}"
+
+
+def differences(made: Any, now: Any, at: str) -> Iterator[Difference]:
+    """The innermost values that differ."""
     made, now = _by_name(made), _by_name(now)
     if isinstance(made, dict) and isinstance(now, dict):
         if made == now:
-            yield f"{at}: in another order"
+            yield Difference(at, list(made), list(now), is_order=True)
         for key in dict.fromkeys([*made, *now]):
-            if made.get(key, _NOTHING) != now.get(key, _NOTHING):
-                yield from _differences(made.get(key, _NOTHING), now.get(key, _NOTHING), f"{at}: {key}")
+            if made.get(key, NOTHING) != now.get(key, NOTHING):
+                yield from differences(made.get(key, NOTHING), now.get(key, NOTHING), f"{at}: {key}")
         return
-    yield f"{at}: {_shown(made)}, now {_shown(now)}"
+    yield Difference(at, made, now)
 
 
 def _by_name(value: Any) -> Any:
@@ -55,7 +70,7 @@ def _by_name(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    if value is _NOTHING:
+    if value is NOTHING:
         return "not there"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -74,6 +74,7 @@ WRONG = {
     "check-nodes": ["--nope"],
     "trace": ["absent", "--step", "1"],
     "schema": ["nothing"],
+    "diff": ["absent", "absent"],
 }
 
 
