@@ -171,27 +171,3 @@ def test_help_and_errors_come_before_the_heavy_imports():
     for arguments in (["--help"], ["--checkpoint", "/nonexistent", "--output", "x"]):
         done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
         assert done.stdout.endswith("HEAVY []\n"), done.stdout + done.stderr
-
-
-def test_langchain_answers_over_the_export(tiny_run, tiny_model_dir, tmp_path):
-    langchain = pytest.importorskip("langchain_huggingface", reason="optional: needs langchain-huggingface")
-    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
-
-    add_checkpoint(tiny_run, 0, tiny_model_dir("llama"))
-    run_export(tiny_run, tmp_path / "out")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, max_new_tokens=8, return_full_text=False)
-    chat = langchain.ChatHuggingFace(llm=langchain.HuggingFacePipeline(pipeline=pipe), tokenizer=tokenizer)
-    assert isinstance(chat.invoke("감기약 종류 좀 알려주세요.").content, str)
-
-
-def test_the_pipeline_chats_with_the_export(tiny_run, tiny_model_dir, tmp_path):
-    """What LangChain's HuggingFacePipeline calls."""
-    from transformers import pipeline
-
-    add_checkpoint(tiny_run, 0, tiny_model_dir("llama"))
-    run_export(tiny_run, tmp_path / "out")
-    pipe = pipeline("text-generation", model=str(tmp_path / "out"), max_new_tokens=8, return_full_text=False)
-    (answer,) = pipe([{"role": "user", "content": "감기약 종류 좀 알려주세요."}])
-    assert isinstance(answer["generated_text"], str)
