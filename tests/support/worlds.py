@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,22 @@ class Worlds:
         Args:
             more: see world_runs, such as `stop_at`.
         """
-        log.unlink(missing_ok=True)
         words = ["--config", str(config), *flags]
-        attempt = {"accelerate": accelerate, "processes": processes, "flags": words, "log": str(log), **more}
-        process = self._started()
+        log.unlink(missing_ok=True)
+        return self.attempt({"accelerate": accelerate, "processes": processes, "flags": words, "log": str(log), **more})
+
+    def run_module(
+        self, accelerate: str, module: str, flags: Sequence[Path | str], log: Path, **more: Any
+    ) -> tuple[list[int], str]:
+        """Exit codes and output of a module of tests.support that runs in the place of train.sft."""
+        log.unlink(missing_ok=True)
+        words = {"flags": [*map(str, flags)], "log": str(log), "processes": 2}
+        codes = self.attempt({"accelerate": accelerate, "module": module, **words, **more})
+        return codes, log.read_text()
+
+    def attempt(self, attempt: dict[str, Any]) -> list[int]:
+        """The exit codes of an attempt as world_runs takes it; its output is added to its log."""
+        process, log = self._started(), Path(attempt["log"])
         assert process.stdin and process.stdout
         process.stdin.write(json.dumps(attempt) + "\n")
         process.stdin.flush()
