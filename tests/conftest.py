@@ -5,6 +5,7 @@ Everything is made in seconds from nothing but this file: no network, no GPU.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -89,6 +90,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _rank(item: pytest.Item) -> int:
     place = item.path.relative_to(ROOT / "tests").as_posix()
     return next((i for i, start in enumerate(LONGEST_FIRST) if place.startswith(start)), len(LONGEST_FIRST))
+
+
+def pytest_collection_finish() -> None:
+    """The collector passes over what the test modules have imported: trainers call it, and forks would copy all."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
