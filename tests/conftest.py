@@ -58,8 +58,8 @@ CHATML = (
 )
 
 
-# What waits most comes first, so that no worker is left with it at the end.
-LONGEST_FIRST = ("cluster", "system/test_gpu_rehearsal", "system", "slurm", "train", "data_prep")
+# What waits most comes first, then folders with long files, so that no worker is left with one at the end.
+LONGEST_FIRST = ("cluster", "system/test_gpu_rehearsal", "system", "data_prep/tokenization", "slurm", "test_", "train")
 
 
 # More than 20 s of a worker, all of a file together.
