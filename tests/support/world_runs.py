@@ -10,7 +10,7 @@ which rows it trained in which step), `stop_at` (a signal comes to the last proc
 step, "die", "hang", "stop" or "full" for a full disk, and where, if not in the step: "start", "data", "save", or of
 sharded states "states", "plan" and "write", where calls are counted), `faults` (several of them),
 `slow` (process, seconds that each of its steps sleeps), `environment` (more variables), `code` (the exit code expected;
-else 0), `module` (of tests.support, whose `main` gets the flags; else train.sft), `alone` (a single process, with no
+else 0), `module` (whose `main` gets the flags; else train.sft), `alone` (a single process, with no
 launcher's environment), `converter` (DeepSpeed's converter of states runs in a process of its own, as it does for
 users; else in the one that calls it).
 """
@@ -162,8 +162,7 @@ def run_and_exit(attempt: dict[str, Any], rank: int) -> None:
             world_size.subprocess = ConvertedHere
         if attempt["accelerate"].startswith("fsdp"):
             tell_of_gpus()
-        module = f"tests.support.{attempt['module']}" if "module" in attempt else "train.sft"
-        code = importlib.import_module(module).main(attempt["flags"])
+        code = importlib.import_module(attempt.get("module", "train.sft")).main(attempt["flags"])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:

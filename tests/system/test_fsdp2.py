@@ -58,7 +58,7 @@ def ran(shards, worlds, tiny_model_dir, tmp_path_factory) -> Path:
 
 
 def train_all(worlds: Worlds, arguments: list[str], log: Path) -> None:
-    _, said = worlds.run_module("fsdp2", "fsdp_runs", arguments, log)
+    _, said = worlds.run_module("fsdp2", "tests.support.fsdp_runs", arguments, log)
     last = arguments[-1].partition("@")[0]
     assert said.count(f"rank 0 has run {last}") == said.count(f"rank 1 has run {last}") == 2, said[-6000:]
     assert (

@@ -123,7 +123,7 @@ def ran(shards, worlds, tiny_model_dir, tmp_path_factory):
 
 def train_all(worlds: Worlds, stage: str, configs: list[Path], log: Path) -> None:
     """Two processes under ZeRO run train.sft for each config."""
-    _, said = worlds.run_module(f"cpu_zero{stage}", "sharded_runs", configs, log)
+    _, said = worlds.run_module(f"cpu_zero{stage}", "tests.support.sharded_runs", configs, log)
     ended = all(f"rank {rank} has run {configs[-1]}" in said for rank in (0, 1))
     assert ended, said[-6000:]
     assert said.count("2 process(es), DEEPSPEED") == said.count("packed documents are isolated") == len(configs)

@@ -34,7 +34,9 @@ def test_a_step_asks_the_device_once(cases, tmp_path, worlds, tiny_tokenizer, ti
     settings = {"shards": str(shards), "model": str(tiny_model_dir("llama")), "folder": str(tmp_path), "runs": runs}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     words, log = [tmp_path / "settings.json"], tmp_path / "log"
-    codes, said = worlds.run_module("cpu_single", "step_end_run", words, log, processes=processes, alone=processes == 1)
+    codes, said = worlds.run_module(
+        "cpu_single", "tests.support.step_end_run", words, log, processes=processes, alone=processes == 1
+    )
     assert codes == [0] * processes, said[-6000:]
     for rank in range(processes):
         found = json.loads((tmp_path / f"rank{rank}.json").read_text())

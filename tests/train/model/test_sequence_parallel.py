@@ -24,7 +24,7 @@ def compared(worlds, tmp_path_factory):
     folder, found = tmp_path_factory.mktemp("parts"), {}
     for ranks in (2, 3, 4):
         words, log = [folder / "out.json"], folder / f"log{ranks}"
-        codes, said = worlds.run_module("cpu_single", "row_part_ranks", words, log, processes=ranks)
+        codes, said = worlds.run_module("cpu_single", "tests.support.row_part_ranks", words, log, processes=ranks)
         assert codes == [0] * ranks, said[-6000:]
         found |= json.loads((folder / "out.json").read_text())
     return found

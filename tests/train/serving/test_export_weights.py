@@ -180,7 +180,7 @@ def train_under_zero3(worlds: Worlds, folder: Path, model_dir: Path, *options: s
     launch_config["deepspeed_config"]["deepspeed_config_file"] = str(folder / "zero3.json")
     (folder / "cpu_zero3.yaml").write_text(yaml.safe_dump(launch_config))
     words = [model_dir, folder / "run", *options]
-    codes, said = worlds.run_module(str(folder / "cpu_zero3"), "zero_run", words, folder / "log")
+    codes, said = worlds.run_module(str(folder / "cpu_zero3"), "tests.support.zero_run", words, folder / "log")
     assert codes == [0, 0], said[-3000:]
     return folder / "run"
 
