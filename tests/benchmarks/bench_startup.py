@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 BIN = Path(sys.executable).parent
 LAUNCH = [str(BIN / "accelerate"), "launch", "--config_file", "configs/accelerate/cpu_single.yaml", "-m"]
 TURNS = ("packhaul", "packhaul_python", "trl_rows")
-FIRST_STEP = "'loss'"  # in the line that a trainer prints after it
+FIRST_STEP = ("'loss'", "sft: step ")  # in the line that TRL's trainer, and ours, print after it
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -105,7 +105,7 @@ def first_step(command: list[str]) -> dict[str, float]:
     assert process.stdout is not None
     for line in process.stdout:
         log.append(line)
-        if FIRST_STEP in line:
+        if any(word in line for word in FIRST_STEP):
             found = {"wall": time.monotonic() - began, "cpu": cpu_seconds(process.pid)}
             break
     else:

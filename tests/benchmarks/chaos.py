@@ -228,7 +228,7 @@ def resumed_step(folder: Path) -> int | None:
     log = (folder / "killed.log").read_text()
     if found := re.search(r"resuming from .* \(step (\d+)\)|finished before, after (\d+) steps", log):
         return int(found[1] or found[2])
-    return 0 if "'loss'" in log else None
+    return 0 if "sft: step " in log else None
 
 
 def same_end(run_dir: Path, twin: Path) -> bool:

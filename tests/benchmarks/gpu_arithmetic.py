@@ -98,24 +98,32 @@ def _kept(shape: dict[str, Any], tokens: int, lora: bool) -> tuple[int, int]:
 
     from train.model import varlen
 
-    model = _model_without_storage(shape, lora)
+    model = model_without_storage(shape, lora)
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         mock.patch.object(varlen, "_has_kernel", lambda query: True),
         mock.patch("transformers.masking_utils.find_packed_sequence_indices", lambda *args, **kwargs: None),
     ):
-        for module in model.modules():
-            for tensors, kind in ((module._parameters, torch.nn.Parameter), (module._buffers, lambda t, _: t)):
-                for name, tensor in tensors.items():
-                    if tensor is not None:
-                        tensors[name] = kind(torch.empty_like(tensor, device="cpu"), tensor.requires_grad)
+        give_fake_weights(model)
         given = {"input_ids": torch.zeros(1, tokens, dtype=torch.long), "use_cache": False}
         given |= {"position_ids": torch.zeros(1, tokens, dtype=torch.long), "max_length_q": tokens}
         given["cu_seq_lens_q"] = torch.zeros(9, dtype=torch.int32)
         return _storages_kept(model.train(), given)
 
 
-def _model_without_storage(shape: dict[str, Any], lora: bool) -> Any:
+def give_fake_weights(model: Any) -> None:
+    """Under FakeTensorMode: weights and buffers on the meta device become fake ones of a CPU."""
+    import torch
+
+    for module in model.modules():
+        for tensors, kind in ((module._parameters, torch.nn.Parameter), (module._buffers, lambda t, _: t)):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = kind(torch.empty_like(tensor, device="cpu"), tensor.requires_grad)
+
+
+def model_without_storage(shape: dict[str, Any], lora: bool) -> Any:
+    """On the meta device, with `varlen` attention; with adapters on every linear layer, the model below them."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, Qwen3Config

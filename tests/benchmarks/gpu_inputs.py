@@ -95,10 +95,14 @@ def random_weights() -> Iterator[None]:
         sft_trainer.create_model_from_path = original
 
 
+WHOLE_STEPS = 8  # rows: a multiple of every step's, or a filler row would stand in for one of a step that is timed
+
+
 def write_shards(folder: Path, documents: Documents, seq_len: int) -> Path:
-    """A complete shard directory of packed rows."""
+    """A complete shard directory of packed rows; the last few are left out, so that they fill whole steps."""
+    bins = pack_documents([len(ids) for ids, _ in documents], seq_len)
     rows = []
-    for bin_ in pack_documents([len(ids) for ids, _ in documents], seq_len):
+    for bin_ in bins[: len(bins) // WHOLE_STEPS * WHOLE_STEPS or None]:
         chosen = [documents[i] for i in bin_]
         labels = [np.where(np.arange(len(ids)) < start, IGNORE_INDEX, ids).astype(np.int32) for ids, start in chosen]
         lengths = np.array([len(ids) for ids, _ in chosen], dtype=np.int32)

@@ -19,6 +19,7 @@ class Watched:
 
     ends: list[tuple[Any, list[Any]]] = field(default_factory=list)  # of each step: moment, and sums on the device
     attention: str = ""
+    graphs: list[int] = field(default_factory=list)  # compiled so far, at the end of each step
     profile: dict[str, Any] = field(default_factory=dict)
 
     def steps(self) -> list[tuple[float, int, int, float]]:
@@ -56,6 +57,7 @@ def watched_steps(profiled: tuple[int, Path] | None = None) -> Iterator[Watched]
     Args:
         profiled: the step after which torch's profiler begins, for two steps, and the file for its table.
     """
+    from torch._dynamo.utils import counters
     from transformers import DefaultFlowCallback, Trainer
 
     seen, sums = Watched(), [0, 0, 0]
@@ -69,6 +71,7 @@ def watched_steps(profiled: tuple[int, Path] | None = None) -> Iterator[Watched]
 
     def ended(self: Any, *args: Any, **kwargs: Any) -> Any:
         seen.ends.append((moment(), list(sums)))
+        seen.graphs.append(counters["stats"]["unique_graphs"])
         sums[:] = [0, 0, 0]
         if profiled:
             profile_steps(seen, *profiled)

@@ -28,6 +28,7 @@ class Task:
     folder: Path
     dry_run: bool  # on a CPU, with the kernel's stand-in
     rows: int | None = None  # packed rows of an optimizer step; None: by ROWS
+    at_once: int | None = None  # packed rows of a forward pass; None: by ROWS
     options: dict[str, Any] = field(default_factory=dict)  # of SFTConfig, over those that all ways share
 
     @property
@@ -45,13 +46,13 @@ class Task:
         """Packed rows of a forward pass, and forward passes of a step.
 
         Raises:
-            ValueError: `rows` is no multiple of the rows of a forward pass.
+            ValueError: the rows of a step are no multiple of those of a forward pass.
         """
-        at_once, passes = ROWS[self.shape]
-        if self.rows is not None:
-            passes, rest = divmod(self.rows, at_once)
-            if rest or not passes:
-                raise ValueError(f"--rows {self.rows}: expected a multiple of {at_once} for {self.shape}")
+        usual, passes = ROWS[self.shape]
+        at_once, rows = self.at_once or usual, self.rows or usual * passes
+        passes, rest = divmod(rows, at_once)
+        if rest or not passes:
+            raise ValueError(f"--rows {rows}: expected a multiple of {at_once} for {self.shape}")
         return at_once, passes
 
 
@@ -92,8 +93,8 @@ def train_with_packhaul(task: Task, documents: Documents, model_dir: Path) -> No
     options = {**common_options(task), "data": str(shards), "model_name_or_path": str(model_dir)}
     options["per_device_train_batch_size"], options["gradient_accumulation_steps"] = task.batch
     options["dtype"] = "bfloat16" if task.lora else "float32"
-    sharded = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    options |= {"expected_world_size": 1, "expected_distributed_type": "DEEPSPEED" if sharded else "NO"}
+    kinds = [kind for kind in ("DEEPSPEED", "FSDP") if os.environ.get(f"ACCELERATE_USE_{kind}") == "true"]
+    options |= {"expected_world_size": 1, "expected_distributed_type": kinds[0] if kinds else "NO"}
     if task.way == "packhaul_compiled":  # rows of one length: each further length would be compiled for
         options |= {"torch_compile": True, "pad_to_multiple_of": task.seq_len}
         options |= {"torch_compile_backend": "aot_eager"} if task.dry_run else {}  # a CPU would compile for minutes

@@ -176,13 +176,13 @@ def test_prepare_then_train_is_preempted_and_requeued_and_finishes_then_export(c
     prepared = cluster.wait(prepare, timeout=120)
     assert prepared["JobState"] == "COMPLETED", read_log(prepared)
 
-    cluster.wait_until(lambda job: "'loss'" in read_log(job) or job["JobState"] == "FAILED", train, timeout=240)
+    cluster.wait_until(lambda job: "sft: step " in read_log(job) or job["JobState"] == "FAILED", train, timeout=240)
     cluster.run("scancel", "--batch", "--signal=USR1", train)
     job = cluster.wait(train, timeout=300)
     log = read_log(job)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log
     assert "requeued: restart 1 of at most 50" in log and "not requeued" not in log
-    assert log.count("'loss': ") == 12, log  # each step once, and not on each node
+    assert log.count("sft: step ") == 12, log  # each step once, and not on each node
     assert log.count("2 process(es), DEEPSPEED") == 2  # both attempts, one world
 
     run_dir = real_project / "runs/tiny"

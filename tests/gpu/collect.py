@@ -169,12 +169,12 @@ def extra(result: dict[str, Any]) -> str:
     """What only some measurements have."""
     parts = [f"attention {result['attention']}"]
     if result.get("save_stall_seconds"):
-        parts.append(f"training waited {', '.join(map(str, result['save_stall_seconds']))} s for a save")
+        parts.append(f"training waited {', '.join(f'{s:.2f}' for s in result['save_stall_seconds'])} s for saves")
     if "graphs" in result:
         parts.append(f"{result['graphs']} graphs, {result['graph_breaks']} graph breaks")
     if "profile" in result:
         kinds = result["profile"].get("ms_by_kind", {})
-        parts.append("ms a step: " + ", ".join(f"{kind} {ms}" for kind, ms in kinds.items()))
+        parts.append("ms a step: " + ", ".join(f"{kind} {ms:.0f}" for kind, ms in kinds.items()))
     return ", ".join(parts)
 
 

@@ -99,7 +99,9 @@ class Call:
             return
         begun, found = time.monotonic(), self.out / f"{stage.name}.part.jsonl"
         found.unlink(missing_ok=True)
-        command = [part.replace("PROFILE", str(self.out / "profile.txt")) for part in stage.command(self.rehearsed)]
+        command = [
+            part.replace("PROFILE", str(self.out / f"{stage.name}.txt")) for part in stage.command(self.rehearsed)
+        ]
         limit = left if self.rehearsed else min(stage.limit, left)  # limits are those of a GPU
         code = self._run(command, stage.environment, limit, found)
         entry = {"stage": stage.name, "code": code, "seconds": round(time.monotonic() - begun, 1)}

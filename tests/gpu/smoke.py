@@ -12,6 +12,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +204,40 @@ def snapshot(bench: Bench) -> dict[str, Any]:
     return found
 
 
+def pinning(bench: Bench) -> dict[str, Any]:
+    """What new pinned memory costs: by torch, or touched by several threads first; and what a step loses beside it."""
+    size, matrix = bench.size(2**31, 2**20), bench.randn(*[bench.size(8192, 8)] * 2)
+    buffer = torch.empty(size, dtype=torch.uint8)
+    found = {"touch GB/s": rate(size, buffer.zero_)}
+    register, unregister = (lambda: 0, lambda: 0) if bench.dry else registration(buffer)
+    found["register GB/s"] = rate(size, register)
+    found["alone ms"] = bench.milliseconds(lambda: matrix @ matrix, 20)
+    thread = threading.Thread(target=torch.empty, args=(size,), kwargs={"pin_memory": not bench.dry})
+    thread.start()
+    found["beside ms"] = bench.milliseconds(lambda: matrix @ matrix, 20)
+    thread.join()
+    unregister()
+    return found
+
+
+def rate(size: int, work: Callable[[], Any]) -> float:
+    """GB/s of work on that many bytes by the host."""
+    begun = time.perf_counter()
+    work()
+    return round(size / (time.perf_counter() - begun) / 1e9, 2)
+
+
+def registration(buffer: torch.Tensor) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """What pins the memory of a tensor of the host, and what lets it go."""
+    runtime: Any = torch.cuda.cudart()
+
+    def register() -> None:
+        error = runtime.cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)
+        assert int(error) == 0 and buffer.is_pinned(), error
+
+    return register, lambda: runtime.cudaHostUnregister(buffer.data_ptr())
+
+
 def answers(bench: Bench) -> dict[str, Any]:
     """Generation inside training: weights in fp32 under autocast, varlen attention and a cache, as with sdpa."""
     from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3Config
@@ -229,7 +264,7 @@ def answers(bench: Bench) -> dict[str, Any]:
     return {"answer": ours.sequences.shape[1] - ids.shape[1], "equal tokens": equal}
 
 
-CHECKS = (computer, kernel, ceilings, loss_head, optimizer, snapshot, answers)
+CHECKS = (computer, kernel, ceilings, loss_head, optimizer, snapshot, pinning, answers)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,7 @@
 """The stages of a call to a GPU machine, most valuable first, with their commands.
 
-`estimate` is seconds on an H100, process start and imports among them: worked out, not measured (docs/gpu.md). A stage
-begins only if its estimate is left of the total, and ends at `limit` at the latest.
+`estimate` is seconds with process start and imports: measured on an H200 where docs/gpu.md has figures, else worked
+out. A stage begins only if its estimate is left of the total, and ends at `limit` at the latest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 BENCH = ("tests.benchmarks.bench_gpu",)
 BY_LAYER = {"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true"}
-WHOLE_MODEL = {"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "false"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,9 @@ class Stage:
             module.append("--dry-run")
         if not self.launcher:
             return ["-m", *module]
-        file = f"configs/accelerate/{'cpu_' * rehearsed}{self.launcher}.yaml"
+        # A CPU has no FSDP: accelerate would train with plain data parallelism, which one process does without.
+        name = {"fsdp2": "single"}.get(self.launcher, self.launcher) if rehearsed else self.launcher
+        file = f"configs/accelerate/{'cpu_' * rehearsed}{name}.yaml"
         launch = ["-m", "accelerate.commands.launch", "--config_file", file, "--num_processes", "1"]
         return [*launch, "--main_process_port", "0", "-m", *module]
 
@@ -69,43 +70,48 @@ def measured(
 
 
 LIGER = ("--options", json.dumps({"use_liger_kernel": True}))
-SAVES = ("--options", json.dumps({"save_strategy": "steps", "save_steps": 3, "save_total_limit": 1}))
+SAVES = ("--options", json.dumps({"save_strategy": "steps", "save_steps": 18, "save_total_limit": 1}))
+KEPT = ("--options", json.dumps({"gradient_checkpointing": False}), "--at-once", "1")
+COMPILED = ("packhaul_compiled", 12, "--warm-up", "4")
 # fmt: off
 STAGES = (
     Stage(name="smoke", what="machine, ceilings, kernel, loss head, optimizer, copies into pinned memory, generation",
-          estimate=45, limit=150, module=("tests.gpu.smoke",)),
-    Stage(name="node_check", what="speed, memory errors, throttling and who holds memory, of each GPU",
-          estimate=30, limit=120, module=("tests.gpu.node_check",)),
-    checks("kernels", "varlen forward and backward against fp32, filler rows, the choice of `auto`", 25, 90,
+          estimate=40, limit=150, module=("tests.gpu.smoke",)),
+    checks("kernels", "varlen forward and backward against fp32, filler rows, the choice of `auto`", 55, 120,
            "tests/gpu/test_kernels.py", "-k", "varlen_kernel or auto"),
     checks("training", "fused, 8-bit and paged optimizers, QLoRA, compiled, exact resume, ZeRO-3, FSDP2, all back ends",
-           140, 240, "tests/gpu", "-k", "not varlen_kernel and not auto_takes"),
-    measured("save", "0.6B, saves in the background: longest step against the others", 45, 120,
-             "0.6B", "packhaul", 8, *SAVES),
+           175, 260, "tests/gpu", "-k", "not varlen_kernel and not auto_takes"),
+    measured("full_compiled", "1.7B, compiled by layer", 55, 150, "1.7B", *COMPILED, environment=BY_LAYER),
+    measured("lora_compiled", "8B, LoRA, compiled by layer, no checkpointing, 1 row in a forward pass", 65, 180,
+             "8B_lora", *COMPILED, *KEPT, environment=BY_LAYER),
+    measured("full_compiled_profile", "1.7B, compiled by layer, time by kind of kernel", 90, 180, "1.7B", *COMPILED,
+             "--profile", "PROFILE", environment=BY_LAYER),
     measured("full", "1.7B, all weights, 4 packed rows a step", 40, 150, "1.7B", "packhaul", 10),
-    measured("lora", "8B, LoRA, 2 packed rows a step", 45, 150, "8B_lora", "packhaul", 10),
     measured("full_trl_varlen", "1.7B, TRL packed, with the same attention", 40, 120,
              "1.7B", "trl_packed_varlen", 10),
-    measured("full_trl_padded", "1.7B, TRL padded, as many documents a step", 50, 120,
-             "1.7B", "trl_padded", 5, "--warm-up", "1"),
+    measured("lora", "8B, LoRA, 2 packed rows a step", 50, 150, "8B_lora", "packhaul", 10),
     measured("lora_trl_varlen", "8B, LoRA, TRL packed, with the same attention", 45, 120,
              "8B_lora", "trl_packed_varlen", 8),
-    measured("lora_trl_padded", "8B, LoRA, TRL padded, as many documents a step", 60, 150,
-             "8B_lora", "trl_padded", 4, "--warm-up", "1"),
-    measured("full_trl_packed", "1.7B, TRL packed, its own attention", 45, 120,
-             "1.7B", "trl_packed", 7, "--warm-up", "2"),
-    measured("full_compiled", "1.7B, compiled by layer", 55, 150, "1.7B", "packhaul_compiled", 10,
-             "--warm-up", "4", environment=BY_LAYER),
-    measured("full_one_row", "1.7B, 1 packed row a step", 30, 100, "1.7B", "packhaul", 14, "--rows", "1"),
+    measured("save", "0.6B, saves in the background: longest step against the others", 80, 150,
+             "0.6B", "packhaul", 40, *SAVES),
+    measured("full_fsdp2", "1.7B, FSDP2 with one process (bf16 copies of fp32 weights), compiled by layer", 60, 150,
+             "1.7B", *COMPILED, environment=BY_LAYER, launcher="fsdp2"),
+    measured("full_two_rows", "1.7B, compiled by layer, 2 rows in a forward pass", 55, 150, "1.7B", *COMPILED,
+             "--at-once", "2", environment=BY_LAYER),
     measured("full_zero1", "1.7B, ZeRO-1 with one process (bf16 weights, fp32 masters), compiled by layer", 60, 150,
-             "1.7B", "packhaul_compiled", 10, "--warm-up", "4", environment=BY_LAYER, launcher="zero1"),
-    measured("full_liger", "1.7B, Liger's kernels", 35, 100, "1.7B", "packhaul", 10, *LIGER),
-    measured("full_profile", "1.7B, time by kind of kernel", 45, 120, "1.7B", "packhaul", 8,
+             "1.7B", *COMPILED, environment=BY_LAYER, launcher="zero1"),
+    measured("full_liger", "1.7B, Liger's kernels", 40, 100, "1.7B", "packhaul", 10, *LIGER),
+    measured("full_trl_padded", "1.7B, TRL padded, as many documents a step", 105, 150,
+             "1.7B", "trl_padded", 5, "--warm-up", "1"),
+    Stage(name="node_check", what="speed, memory errors, throttling and who holds memory, of each GPU",
+          estimate=20, limit=120, module=("tests.gpu.node_check",)),
+    measured("lora_trl_padded", "8B, LoRA, TRL padded, as many documents a step", 110, 200,
+             "8B_lora", "trl_padded", 4, "--warm-up", "1"),
+    measured("full_trl_packed", "1.7B, TRL packed, its own attention", 50, 120,
+             "1.7B", "trl_packed", 7, "--warm-up", "2"),
+    measured("full_one_row", "1.7B, 1 packed row a step", 30, 100, "1.7B", "packhaul", 14, "--rows", "1"),
+    measured("full_profile", "1.7B, time by kind of kernel", 75, 120, "1.7B", "packhaul", 8,
              "--profile", "PROFILE"),
-    measured("lora_trl_packed", "8B, LoRA, TRL packed, its own attention", 75, 150,
-             "8B_lora", "trl_packed", 6, "--warm-up", "2"),
-    measured("full_compiled_whole", "1.7B, compiled as a whole", 120, 240, "1.7B", "packhaul_compiled", 10,
-             "--warm-up", "6", environment=WHOLE_MODEL),
 )
 # fmt: on
 

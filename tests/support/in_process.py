@@ -34,6 +34,7 @@ def as_a_fresh_process() -> Iterator[None]:
         os.environ.update(environment)
         AcceleratorState._reset_state(True)
         torch._dynamo.reset()
+        torch._dynamo.config.suppress_errors = False
 
 
 def train_here(folder: Path, **options: Any) -> list[dict[str, Any]]:

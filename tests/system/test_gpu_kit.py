@@ -308,7 +308,7 @@ class TestCollect:
         assert "| 16,000 | 24,000 | 0.251 | 0.280 | 1.36 | 55.5 (58.1) | attention varlen |" in text
         assert "FAILED (exit code 1); 1 passed, 1 failed; `test_b` |" in text
         assert "FAILED (exit code 1); 1 passed, 1 failed; `answers` |" in text
-        assert "training waited 0.25 s for a save" in text
+        assert "training waited 0.25 s for saves" in text
         assert text.count(collect.NOT_RUN) == len(stages.STAGES) - 4
 
     def test_the_page_is_made_from_the_results(self):

@@ -71,7 +71,7 @@ def assert_equal(run_dir, uninterrupted):
 def test_sigkill_of_all_processes_then_the_same_command(make_config, uninterrupted, worlds):
     config, run_dir, log = make_config("killed")
     process = launch("cpu_zero2", config, log)
-    wait_until(lambda: log.read_text().count("'loss'") >= 6, process, log)
+    wait_until(lambda: log.read_text().count("sft: step ") >= 6, process, log)
     kill(process)
     newest = folders.newest_complete(run_dir, print)
     assert newest and 4 <= newest.step < STEPS
@@ -85,7 +85,7 @@ def test_sigkill_of_all_processes_then_the_same_command(make_config, uninterrupt
     assert f"resuming from {newest.path} (step {newest.step})" in output
     assert not half_written.exists()
     assert json.loads((run_dir / "run.json").read_text())["wandb_run_id"] == first_id
-    assert output.count("'loss'") == STEPS - newest.step
+    assert output.count("sft: step ") == STEPS - newest.step
     assert_equal(run_dir, uninterrupted)
 
 
@@ -110,7 +110,7 @@ def test_ctrl_c_saves_on_all_and_ends_with_130(make_config, uninterrupted, world
     """As a terminal sends it: to the launcher and to every process, W&B's included."""
     config, run_dir, log = make_config("interrupted")
     process = launch("cpu_zero2", config, log, own=True)
-    wait_until(lambda: log.read_text().count("'loss'") >= 2, process, log)
+    wait_until(lambda: log.read_text().count("sft: step ") >= 2, process, log)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(TIMEOUT) == 130, log.read_text()[-3000:]
     said = log.read_text()

@@ -167,8 +167,8 @@ def compiling_notes(config: RunConfig, seq_len: int) -> Iterator[str]:
     if not isinstance(multiple, int):
         if compiles:
             yield (
-                "torch_compile: rows differ in length, so layers are compiled again, for any length; "
-                f"pad_to_multiple_of: {seq_len} makes them equal, and the padding is neither trained nor counted"
+                f"torch_compile: rows are filled up to {seq_len:,} tokens, or layers would be compiled again for each "
+                "length; what fills them is neither trained nor counted"
             )
     elif multiple > tokens:
         yield f"pad_to_multiple_of {multiple:,} fills up each micro-batch, of at most {tokens:,} tokens, to that size"

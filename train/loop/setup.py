@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoTokenizer, EarlyStoppingCallback, PrinterCallback
+from transformers import AutoTokenizer, EarlyStoppingCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import get_peft_config, get_quantization_config
 
@@ -15,7 +15,7 @@ from data_prep.shards import TOKENIZER_DIR, Manifest
 from train.checkpoint.resume import identity
 from train.config.run_config import RunConfig, build_model_config
 from train.config.steps import rows_per_step_of, steps_per_epoch
-from train.loop import tracker_ends
+from train.loop import console, tracker_ends
 from train.loop.data import load_split, number_rows, pad_to_multiple
 from train.loop.sample_answers import Sampler, choose_prompts
 from train.loop.trainer import PackedSFTTrainer
@@ -101,13 +101,13 @@ def make_trainer(
         use_safe_wandb(trainer, record)
     tracker_ends.put_off(trainer)
     _check_distributed_type(trainer.accelerator.distributed_type.value, config)
+    compiling.install(trainer, manifest["seq_len"])
     padded = args.pad_to_multiple_of or row_ranks > 1
     check_vocabulary(trainer.model, manifest, tokenizer.pad_token_id if padded else None)
     trainer.add_callback(isolation.make_callback(trainer))
     trainer.add_callback(neftune.make_callback(trainer))
     trainer.add_callback(sequence_parallel.make_callback(trainer))
-    if not trainer.is_world_process_zero():
-        trainer.remove_callback(PrinterCallback)  # it would print the same lines on each node
+    console.install(trainer, trainer.source_names)
     _log_setup(trainer, manifest, rows_a_step)
     return trainer
 

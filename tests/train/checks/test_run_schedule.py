@@ -86,8 +86,8 @@ class TestSchedule:
             (["--warmup_steps", "15"], "warm-up takes all"),
             (["--gradient_accumulation_steps", "8"], "a step takes 64 rows, the train split has 40"),
             (["--save_strategy", "no"], "no checkpoint is written before the end"),
-            (["--torch_compile"], "pad_to_multiple_of: 16 makes them equal"),
-            (["--torch_compile_backend", "aot_eager"], "pad_to_multiple_of: 16 makes them equal"),
+            (["--torch_compile"], "rows are filled up to 16 tokens"),
+            (["--torch_compile_backend", "aot_eager"], "rows are filled up to 16 tokens"),
             (["--pad_to_multiple_of", "256"], "fills up each micro-batch, of at most 128 tokens, to that size"),
         ],
     )

@@ -19,7 +19,7 @@ from tests.support.training import environment, make_shards, run_config
 from train.config.compile_defaults import compile_layers_by_default
 from train.loop.sample_answers import Prompt, Sampler
 from train.loop.trainer import PackedSFTTrainer
-from train.model import isolation
+from train.model import compiling, isolation
 from train.model.compiling import describe
 from train.run import log
 
@@ -151,7 +151,7 @@ def test_a_whole_run_says_what_it_compiles_and_compiles_a_layer_once(tiny_tokeni
     found = []
     for layers in (2, 6):
         names = {"data": str(shards), "model_name_or_path": str(tiny_model_dir("llama", num_hidden_layers=layers))}
-        how = {"torch_compile": True, "torch_compile_backend": "eager", "pad_to_multiple_of": 256}
+        how = {"torch_compile": True, "torch_compile_backend": "eager"}
         how |= {"attn_implementation": "sdpa", "max_steps": 3, "eval_strategy": "steps", "eval_steps": 1}
         one = {"expected_world_size": 1, "expected_distributed_type": "NO", "disable_tqdm": True}
         folder = tmp_path / str(layers)
@@ -162,9 +162,40 @@ def test_a_whole_run_says_what_it_compiles_and_compiles_a_layer_once(tiny_tokeni
             counters.clear()
             assert main(["--config", str(config)]) == 0
             found.append(counters["stats"]["unique_graphs"])
-        assert f"torch.compile (eager): one LlamaDecoderLayer for {layers}" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"torch.compile (eager): one LlamaDecoderLayer for {layers}" in said and "uncompiled" not in said
+        assert "rows are filled up to pad_to_multiple_of: 256" in said
         assert (folder / "samples.jsonl").exists()
     assert found[0] == found[1] <= 8
+
+
+def test_what_cannot_be_compiled_trains_as_it_is(tiny_tokenizer, tiny_model_dir, tmp_path, monkeypatch, caplog):
+    """The same losses as without torch_compile, and a line that says so."""
+    from tests.support.in_process import train_here
+
+    def broken(graph, inputs, **options):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", broken)
+    shards = make_shards(tmp_path, tiny_tokenizer.name_or_path, {"short": [1, 2, 3]})
+    names = {"data": str(shards), "model_name_or_path": str(tiny_model_dir("llama")), "attn_implementation": "sdpa"}
+    plain = train_here(tmp_path / "plain", max_steps=2, logging_steps=1, **names)
+    found = train_here(tmp_path / "broken", max_steps=2, logging_steps=1, torch_compile=True, **names)
+    assert [entry["loss"] for entry in found] == [entry["loss"] for entry in plain]
+    assert "nothing could be compiled" in caplog.text and "no compiler here" in caplog.text
+
+
+@pytest.mark.parametrize(("given", "balanced", "expected"), [(None, False, 64), (32, False, 32), (None, True, None)])
+def test_rows_are_filled_up_for_the_compiler(given, balanced, expected):
+    """Unless the user has said how, or a mixture's balancing loss would count what fills them."""
+    accelerator = SimpleNamespace(state=SimpleNamespace(dynamo_plugin=TorchDynamoPlugin(backend="eager")))
+    collator = SimpleNamespace(pad_to_multiple_of=given)
+    trainer = SimpleNamespace(accelerator=accelerator, args=SimpleNamespace(pad_to_multiple_of=given))
+    trainer.aux_loss_enabled, trainer.data_collator = balanced, SimpleNamespace(collator=collator)
+    trainer.add_callback = lambda callback: None
+    compiling.install(trainer, 64)
+    torch._dynamo.config.suppress_errors = False
+    assert trainer.args.pad_to_multiple_of == collator.pad_to_multiple_of == expected
 
 
 def test_what_is_said_of_tf32():

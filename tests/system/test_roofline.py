@@ -1,0 +1,66 @@
+"""The account of a training step: what is counted, by hand, and what it comes to."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tests.benchmarks import gpu_arithmetic, roofline, traced_layer
+from tests.benchmarks.gpu_inputs import SHAPES, TINY
+
+TOKENS = 256
+SHAPE = {**TINY, "tie_word_embeddings": True}
+
+
+def test_bytes_and_operations_are_counted():
+    """Of what is read and written; of a view, of what is expanded, and of what makes no tensor: nothing."""
+    with traced_layer.Counting() as counting:
+        left, right = torch.ones(8, 16), torch.ones(16, 4)
+        made = counting.work.bytes
+        (left.T * 2).add_(1)
+        left.expand(3, 8, 16).sum()
+        left @ right
+    assert made == 4 * (8 * 16 + 16 * 4)
+    doubled, added, summed = 2 * 4 * 128, 2 * 4 * 128, 4 * 128 + 4
+    assert counting.work.bytes - made == doubled + added + summed
+    assert counting.work.operations == 2 * 8 * 16 * 4
+
+
+@pytest.mark.parametrize(("checkpointing", "times"), [(False, 6), (True, 8)])
+def test_products_of_a_layer(checkpointing, times):
+    """Forward and two backward; with checkpointing a second forward. Compiled, what nothing needs again is left out."""
+    how = {"lora": False, "checkpointing": checkpointing}
+    eager = traced_layer.eager(SHAPE, TOKENS, **how)
+    weights = gpu_arithmetic.layer_weights(SHAPE)
+    last = SHAPE["intermediate_size"] * SHAPE["hidden_size"] * checkpointing  # its output is not needed again
+    assert eager.operations == 2 * TOKENS * (times // 2 * weights) - 2 * TOKENS * last
+    assert eager.attention_bytes > 0
+
+
+def test_compiling_moves_fewer_bytes():
+    """By the plan of inductor, for the same products; it says what is kept for the backward pass."""
+    eager, compiled = (count(SHAPE, TOKENS, lora=False, checkpointing=False)
+                       for count in (traced_layer.eager, traced_layer.compiled))  # fmt: skip
+    assert compiled.operations == eager.operations
+    assert 0.1 < compiled.bytes / eager.bytes < 0.5 and compiled.kernels < eager.kernels
+    stream = 4 * TOKENS * SHAPE["hidden_size"]
+    assert compiled.kept > stream
+
+
+def test_account_of_a_step(capsys):
+    """Its parts add up to its time, and the MFU follows from that; an H200 is faster than an H100."""
+    found = {}
+    for device in ("h100", "h200"):
+        assert roofline.main(["--device", device, "--cases", "1.7B_full_eager"]) == 0
+        found[device] = json.loads(capsys.readouterr().out.splitlines()[-1])["cases"]["1.7B_full_eager"]
+    one = found["h100"]
+    assert sum(one["parts"].values()) == pytest.approx(one["step_ms"], abs=1)
+    tokens = 4 * roofline.SEQ_LEN
+    usual = gpu_arithmetic.usual_operations(SHAPES["1.7B"], tokens, lora=False)
+    assert one["mfu_6n"] == pytest.approx(usual / (one["step_ms"] / 1000) / roofline.PEAK, abs=1e-3)
+    assert 0.2 < one["mfu"] < found["h200"]["mfu"] < 0.5
+    assert found["h200"]["measured_to_account"] == pytest.approx(
+        found["h200"]["measured_step_ms"] / found["h200"]["step_ms"], abs=0.01
+    )
