@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -92,10 +92,17 @@ def _rank(item: pytest.Item) -> int:
     return next((i for i, start in enumerate(LONGEST_FIRST) if place.startswith(start)), len(LONGEST_FIRST))
 
 
-def pytest_collection_finish() -> None:
-    """The collector passes over what the test modules have imported: trainers call it, and forks would copy all."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Garbage is not collected while test modules import, which leaves hardly any. From then on the collector passes
+    over what they have imported: trainers call it often, and forks would copy all of it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

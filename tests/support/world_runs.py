@@ -83,11 +83,13 @@ def import_everything() -> None:
 
 def import_libraries() -> None:
     """What each process imports, in a state in which forks share it."""
+    gc.disable()  # imports leave hardly any garbage
     for name in IMPORTED.split():
         importlib.import_module(name)
     from transformers import conversion_mapping
 
     conversion_mapping.get_checkpoint_conversion_mapping("llama")  # a table that is made once for all models
+    gc.enable()
     gc.collect()
     gc.freeze()  # else each process looks through, and so copies, all that its parent holds
 
