@@ -5,12 +5,13 @@ Everything is made in seconds from nothing but this file: no network, no GPU.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,8 @@ CHATML = (
 )
 
 
-# What waits most comes first, so that no worker is left with it at the end.
-LONGEST_FIRST = ("cluster", "system/test_gpu_rehearsal", "system", "slurm", "train", "data_prep")
+# What waits most comes first, then folders with long files, so that no worker is left with one at the end.
+LONGEST_FIRST = ("cluster", "system/test_gpu_rehearsal", "system", "data_prep/tokenization", "slurm", "test_", "train")
 
 
 # More than 20 s of a worker, all of a file together.
@@ -89,6 +90,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _rank(item: pytest.Item) -> int:
     place = item.path.relative_to(ROOT / "tests").as_posix()
     return next((i for i, start in enumerate(LONGEST_FIRST) if place.startswith(start)), len(LONGEST_FIRST))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Garbage is not collected while test modules import, which leaves hardly any. From then on the collector passes
+    over what they have imported: trainers call it often, and forks would copy all of it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -74,7 +74,9 @@ def make_inputs(folder: Path) -> None:
 
 def run_chaos(folder: Path, kills: int, steps: int, chance: random.Random, in_job: bool) -> dict[str, object]:
     """The twin, the killed run, and what came of it."""
-    import_everything()
+    from tests.support.world_runs import import_libraries
+
+    import_libraries()
     began = time.monotonic()
     assert wait(start(folder, "twin", steps)) == 0, (folder / "twin.log").read_text()[-3000:]
     done, unreadable, lost = Counter[str](), 0, 0
@@ -113,19 +115,6 @@ def run_chaos(folder: Path, kills: int, steps: int, chance: random.Random, in_jo
         "in_job": in_job,
         "seconds": round(time.monotonic() - began, 1),
     }
-
-
-def import_everything() -> None:
-    """What each attempt needs, so that it forks with it."""
-    import datasets
-    import peft
-    import transformers
-    import trl
-
-    import train.checkpoint.logging_sums
-    import train.loop.trainer
-
-    assert all((datasets, peft, transformers, trl, train.checkpoint.logging_sums, train.loop.trainer))
 
 
 def start(folder: Path, name: str, steps: int) -> int:

@@ -138,7 +138,7 @@ def make_project(folder: Path, *packages: str) -> Path:
     shutil.copytree(ROOT / "slurm", folder / "slurm", ignore=shutil.ignore_patterns("packhaul-*"))
     shutil.copytree(ROOT / "configs", folder / "configs")
     for package in packages:
-        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / package, folder / package)  # with compiled files, which stay valid
     return folder
 
 

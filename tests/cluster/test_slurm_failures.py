@@ -15,6 +15,7 @@ import yaml
 from .conftest import SlurmCluster, read_log, submit_stub, use_stub
 
 TRAIN = ["train", "--config", "run.yaml"]
+LENGTH = ["--max_steps", "140", "--save_steps", "20"]
 
 
 @pytest.fixture
@@ -126,11 +127,11 @@ def is_rank(process: psutil.Process, project: Path, rank: int) -> bool:
 
 
 def submit_real(cluster: SlurmCluster, project: Path, site: dict[str, str], *more: str) -> str:
-    return cluster.submit(project, *TRAIN, "--max_steps", "200", "--save_steps", "40", *more, **site)["train"]
+    return cluster.submit(project, *TRAIN, *LENGTH, *more, **site)["train"]
 
 
 def test_killed_and_stopped_ranks_are_outlived_and_the_end_is_that_of_an_uninterrupted_run(
-    cluster, prepared_project, site
+    cluster, prepared_project, site, worlds, tmp_path
 ):
     """Rank 1 dies in a step, rank 0 in a save, then rank 1 hangs. Before, a rank on node 2 alone fails."""
     project = prepared_project
@@ -145,15 +146,15 @@ def test_killed_and_stopped_ranks_are_outlived_and_the_end_is_that_of_an_uninter
     first_error = read_log(failed).rpartition("packhaul: ")[2]  # and nothing follows it
     assert (failed["JobState"], failed["ExitCode"]) == ("FAILED", "2:0"), read_log(failed)
     assert first_error.startswith("rank 1 on node2: ") and "/dev/shm/only-here" in first_error
-    twin = submit_real(cluster, project, site, "--output_dir", "runs/twin")
-    assert cluster.wait(twin, timeout=200)["JobState"] == "COMPLETED"
+    folders = ["--data", str(project / "shards"), "--output_dir", str(project / "runs/twin")]
+    worlds.train("cpu_zero3", project / "run.yaml", tmp_path / "twin.log", *LENGTH, *folders)
 
     job_id, run = submit_real(cluster, project, site), project / "runs/tiny"
     again = "training again in this allocation"
     events = [
-        (lambda: (run / "checkpoint-40/complete.json").exists(), 1, signal.SIGKILL),
-        (lambda: (run / ".saving-120").exists(), 0, signal.SIGKILL),  # after a new checkpoint: progress
-        (lambda: (run / "checkpoint-160/complete.json").exists(), 1, signal.SIGSTOP),
+        (lambda: (run / "checkpoint-20/complete.json").exists(), 1, signal.SIGKILL),
+        (lambda: (run / ".saving-60").exists(), 0, signal.SIGKILL),  # after a new checkpoint: progress
+        (lambda: (run / "checkpoint-80/complete.json").exists(), 1, signal.SIGSTOP),
     ]
     for number, (condition, rank, sent) in enumerate(events, start=1):
         signalled_when(condition, project, rank, lambda: read_log(cluster.job(job_id)), sent)

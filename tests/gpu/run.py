@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import gc
 import importlib.metadata
 import multiprocessing
 import os
@@ -157,8 +158,14 @@ def start(arguments: list[str], environment: dict[str, str], log: Path, rehearse
 def import_once() -> None:
     """What the stages of a rehearsal import, each of which is then a copy of this process."""
     import trl.trainer.sft_trainer  # noqa: F401
+    from transformers import conversion_mapping
 
+    import train.loop.setup
     import train.loop.trainer  # noqa: F401
+
+    conversion_mapping.get_checkpoint_conversion_mapping("qwen3")  # a table that is made once for all models
+    gc.collect()
+    gc.freeze()  # else each stage looks through, and so copies, all of it
 
 
 def end_family(pid: int | None) -> None:

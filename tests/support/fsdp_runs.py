@@ -1,20 +1,16 @@
-"""Run under `accelerate launch` by test_fsdp2.py: train.sft under FSDP2 on CPU processes, once for each run config.
+"""In a world of test_fsdp2.py: train.sft under FSDP2 on CPU processes, once for each run config.
 
-fsdp_runs.py CONFIG.yaml[@STEP] ...: with a step, the run is asked to stop there, and started again.
-
-See tests/support/fsdp_on_cpu.py for how.
+CONFIG.yaml[@STEP]: with a step, the run is asked to stop there, and started again.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.support.fsdp_on_cpu import tell_of_gpus
 from tests.support.sharded_runs import run
 from train.loop.trainer import PackedSFTTrainer
 
@@ -57,12 +53,13 @@ def look_at_gradients() -> None:
     PackedSFTTrainer.training_step = training_step
 
 
-if __name__ == "__main__":
-    tell_of_gpus()
+def main(arguments: list[str]) -> int:
+    """Each of the runs."""
     look_at_gradients()
-    for argument in sys.argv[1:]:
+    for argument in arguments:
         name, _, step = argument.partition("@")
         if step:
             with stopping_at(int(step)):
                 run(name)
         run(name)
+    return 0

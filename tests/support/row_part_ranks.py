@@ -1,6 +1,6 @@
-"""Packed rows in parts, through the trainer's collator and our attention, in forked ranks: exact or not.
+"""Packed rows in parts, through the trainer's collator and our attention: exact or not.
 
-    python -m tests.support.row_part_ranks OUT.json      # run by tests/train/model/test_sequence_parallel.py
+In worlds of tests/train/model/test_sequence_parallel.py, with one argument: OUT.json.
 
 The loss and gradients of a row that 2, 3 or 4 ranks hold in parts, against its documents one at a time by transformers'
 own attention on one rank. OUT.json: for each case how far the loss (relative) and the gradients are off, and those of a
@@ -10,9 +10,6 @@ control whose documents are joined. "proof": what the start-up proof says of thr
 from __future__ import annotations
 
 import json
-import os
-import socket
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -150,42 +147,18 @@ def proofs(config: Any, group: Any) -> dict[str, str]:
     return said
 
 
-def run_rank(rank: int, ranks: int, port: int, out: Path) -> None:
-    """All cases of a world."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(ranks)}
+def main(words: list[str]) -> int:
+    """All cases of this world, into OUT.json."""
+    varlen.register()
+    torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    ranks = dist.get_world_size()
     group = sequence_parallel.join(ranks, timedelta(seconds=60))
     cases = {f"{name}, {ranks}": config for name, (config, worlds) in configs().items() if ranks in worlds}
     found: dict[str, Any] = {name: compare(config, group) for name, config in cases.items()}
     if ranks == 2:
         found["proof"] = proofs(configs()["llama 3"][0], group)
-    if rank == 0:
-        out.write_text(json.dumps(found))
+    if dist.get_rank() == 0:
+        Path(words[0]).write_text(json.dumps(found))
     dist.barrier()
-
-
-def run_world(ranks: int, out: Path) -> dict[str, Any]:
-    """Fork the ranks, wait for them, and read what they found."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for rank in range(ranks):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                run_rank(rank, ranks, port, out)
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    assert not any(os.waitpid(child, 0)[1] for child in children), f"a rank of {ranks} failed"
-    return json.loads(out.read_text())
-
-
-if __name__ == "__main__":
-    varlen.register()
-    torch.set_num_threads(1)
-    file = Path(sys.argv[1])
-    file.write_text(json.dumps({name: case for n in (2, 3, 4) for name, case in run_world(n, file).items()}))
+    return 0

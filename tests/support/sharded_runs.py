@@ -1,7 +1,4 @@
-"""Run under `accelerate launch` by test_modes_sharded.py: train.sft once for each run config, in the same processes.
-
-sharded_runs.py CONFIG.yaml ...
-"""
+"""In worlds of test_modes_sharded.py: train.sft once for each run config, in the same processes."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any
 from transformers import modeling_utils
 
 from tests.support.in_process import as_a_fresh_process
-from train.sft import main
+from train import sft
 
 
 def tell_who_reads() -> None:
@@ -29,13 +26,15 @@ def tell_who_reads() -> None:
 def run(config: str) -> None:
     """Train, and tell that this process has; another end than 0 ends the process."""
     with as_a_fresh_process():
-        code = main(["--config", config])
+        code = sft.main(["--config", config])
     if code:
         sys.exit(f"{config}: train.sft ended with {code}")
     print(f"rank {os.environ['RANK']} has run {config}", flush=True)
 
 
-if __name__ == "__main__":
+def main(configs: list[str]) -> int:
+    """Each of the runs."""
     tell_who_reads()
-    for config in sys.argv[1:]:
+    for config in configs:
         run(config)
+    return 0

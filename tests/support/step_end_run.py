@@ -1,9 +1,8 @@
 """Train in this process and count, for each step, what the host asks of the device and of the other processes.
 
-    python -m tests.support.step_end_run SETTINGS.json      (or under torch.distributed.run, as one of several)
-
-SETTINGS.json: `shards`, `model`, `folder` and `runs`, each with `options` of the trainer and a `signal`: rank, step,
-"before" or "after" the step's forward. Writes FOLDER/rankN.json, for each run: `counts` (one dict a step), `last_step`.
+In worlds of test_step_end.py, with the path of a JSON file of settings: `shards`, `model`, `folder` and `runs`, each
+with `options` of the trainer and a `signal`: rank, step, "before" or "after" the step's forward. Writes
+FOLDER/rankN.json, for each run: `counts` (one dict a step), `last_step`.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "all_gather
 
 
 def reader() -> str:
-    """The function that reads: the innermost one outside torch and this file, as "module.function"."""
+    """The function that reads: the innermost one outside torch and the tests, as "module.function"."""
     frame = sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("torch", "__main__"):
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("torch", "tests", "__main__"):
         frame = frame.f_back
     return f"{frame.f_globals['__name__']}.{frame.f_code.co_name}"
 
@@ -97,14 +96,12 @@ def run(settings: dict[str, Any], one: dict[str, Any], counts: Counter[str]) -> 
     return {"world": world, "rank": rank, "counts": steps.noted, "last_step": trainer.state.global_step}
 
 
-def main() -> None:
-    settings = json.loads(Path(sys.argv[1]).read_text())
+def main(words: list[str]) -> int:
+    """All runs of SETTINGS.json."""
+    settings = json.loads(Path(words[0]).read_text())
     counts: Counter[str] = Counter()
     for owner, name in [(torch.Tensor, "tolist"), *((torch.distributed, name) for name in COLLECTIVES)]:
         count_calls(owner, name, counts, name)
     found = [run(settings, one, counts) for one in settings["runs"]]
     (Path(settings["folder"]) / f"rank{found[0]['rank']}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,23 +75,6 @@ def launch(accelerate: str, config: Path, log: Path, *flags: str, own: bool = Fa
         return subprocess.Popen(
             command, cwd=ROOT, env=environment(), stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
-
-
-def launch_runs(launch_file: str, module: str, runs: Sequence[Path | str], log: Path, *flags: str) -> str:
-    """Run a module of tests.support on several run configs, in one launch; what it prints, however it ends."""
-    command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--main_process_port", "0", *flags]
-    command += [
-        "--config_file",
-        f"configs/accelerate/{launch_file}.yaml",
-        "-m",
-        f"tests.support.{module}",
-        *map(str, runs),
-    ]
-    with log.open("w") as out:
-        subprocess.run(
-            command, cwd=ROOT, env=environment(), stdout=out, stderr=subprocess.STDOUT, timeout=2 * TIMEOUT, check=False
-        )
-    return log.read_text()
 
 
 def train(accelerate: str, config: Path, log: Path, *flags: str) -> str:

@@ -10,17 +10,22 @@ which rows it trained in which step), `stop_at` (a signal comes to the last proc
 step, "die", "hang", "stop" or "full" for a full disk, and where, if not in the step: "start", "data", "save", or of
 sharded states "states", "plan" and "write", where calls are counted), `faults` (several of them),
 `slow` (process, seconds that each of its steps sleeps), `environment` (more variables), `code` (the exit code expected;
-else 0).
+else 0), `module` (whose `main` gets the flags; else train.sft), `alone` (a single process, with no
+launcher's environment), `converter` (DeepSpeed's converter of states runs in a process of its own, as it does for
+users; else in the one that calls it).
 """
 
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
+import importlib
 import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -28,9 +33,18 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.fsdp_on_cpu import tell_of_gpus
+from train.checkpoint import world_size
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# With what they import late.
+IMPORTED = """
+datasets deepspeed peft transformers trl deepspeed.ops.op_builder.all_ops deepspeed.module_inject.auto_ep_layer
+deepspeed.runtime.zero.muon.muon_optimizer deepspeed.runtime.superoffload.superoffload_stage3
+deepspeed.checkpoint.ds_to_universal torch.nn.attention.varlen transformers.models.llama.modeling_llama
+train.sft train.checkpoint.final_model train.checkpoint.logging_sums train.loop.setup train.loop.trainer
+train.loop.wandb_run train.model.documentwise train.model.isolation train.model.loading train.model.neftune
+"""
 CODES = "exit codes: "  # begins the answer to an attempt; the libraries print as well
 
 
@@ -58,20 +72,26 @@ def serve() -> int:
 
 def import_everything() -> None:
     """What each process needs, so that it is forked with it."""
-    import datasets
-    import deepspeed
-    import peft
-    import transformers
-    import trl
     from deepspeed.ops.op_builder.cpu.comm import ShareMemCommBuilder
 
-    import train.checkpoint.logging_sums
-    import train.loop.trainer
     from train.run import compile_locks
 
     compile_locks.remove_stale()
     ShareMemCommBuilder().load(verbose=False)  # compiled once, before several processes want it
-    assert all((datasets, deepspeed, peft, transformers, trl, train.checkpoint.logging_sums, train.loop.trainer))
+    import_libraries()
+
+
+def import_libraries() -> None:
+    """What each process imports, in a state in which forks share it."""
+    gc.disable()  # imports leave hardly any garbage
+    for name in IMPORTED.split():
+        importlib.import_module(name)
+    from transformers import conversion_mapping
+
+    conversion_mapping.get_checkpoint_conversion_mapping("llama")  # a table that is made once for all models
+    gc.enable()
+    gc.collect()
+    gc.freeze()  # else each process looks through, and so copies, all that its parent holds
 
 
 def run(attempt: dict[str, Any]) -> list[int]:
@@ -89,23 +109,28 @@ def run(attempt: dict[str, Any]) -> list[int]:
 
 def start_world(attempt: dict[str, Any]) -> list[int]:
     """Fork the processes of an attempt; their ids."""
+    shared = {} if attempt.get("alone") else world_environment(attempt)
+    children = []
+    for rank in range(attempt["processes"]):
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            own = {"RANK": rank, "LOCAL_RANK": rank} if shared else {}
+            more = {"OMP_NUM_THREADS": 1, "HF_HUB_OFFLINE": 1, **attempt.get("environment", {})}
+            os.environ.update({key: str(value) for key, value in (shared | own | more).items()})
+            run_and_exit(attempt, rank)
+        children.append(child)
+    return children
+
+
+def world_environment(attempt: dict[str, Any]) -> dict[str, Any]:
+    """What all processes of a world have in common."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     world = attempt["processes"]
-    environment = launch_environment(attempt["accelerate"], world)
     sizes = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    children = []
-    for rank in range(world):
-        sys.stdout.flush()
-        child = os.fork()
-        if child == 0:
-            ranks = {**sizes, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1, "HF_HUB_OFFLINE": 1}
-            more = attempt.get("environment", {})
-            os.environ.update(environment | {key: str(value) for key, value in (ranks | more).items()})
-            run_and_exit(attempt, rank)
-        children.append(child)
-    return children
+    return launch_environment(attempt["accelerate"], world) | sizes
 
 
 def launch_environment(accelerate: str, processes: int) -> dict[str, str]:
@@ -135,11 +160,11 @@ def run_and_exit(attempt: dict[str, Any], rank: int) -> None:
         os.dup2(out, 1)
         os.dup2(out, 2)
         _record(attempt, rank)
+        if not attempt.get("converter"):
+            world_size.subprocess = ConvertedHere
         if attempt["accelerate"].startswith("fsdp"):
             tell_of_gpus()
-        from train import sft
-
-        code = sft.main(attempt["flags"])
+        code = importlib.import_module(attempt.get("module", "train.sft")).main(attempt["flags"])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:
@@ -173,6 +198,24 @@ def _record(attempt: dict[str, Any], rank: int) -> None:
     for process, *fault in faults:
         if process == rank:
             _break(*fault)
+
+
+class ConvertedHere:
+    """What train.checkpoint.world_size uses of `subprocess`, without another import of torch and DeepSpeed."""
+
+    @staticmethod
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        """The converter, in this process."""
+        from deepspeed.checkpoint import ds_to_universal
+
+        python, option, module, *words = command
+        assert (python, option, module) == (sys.executable, "-m", ds_to_universal.__name__), command
+        before, sys.argv = sys.argv, [module, *words, "--num_extract_workers", "1", "--num_merge_workers", "1"]
+        try:
+            ds_to_universal.main(ds_to_universal.parse_arguments())
+        finally:
+            sys.argv = before
+        return subprocess.CompletedProcess(command, 0, "", "")
 
 
 def _break(call: int, kind: str, where: str = "step") -> None:

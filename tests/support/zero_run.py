@@ -1,6 +1,4 @@
-"""Run under `accelerate launch` by test_export_weights.py: two steps of plain Trainer, one checkpoint, one final save.
-
-    zero_run.py MODEL_DIR RUN_DIR [--lora] [--bf16]
+"""In worlds of test_export_weights.py: two steps of plain Trainer, one checkpoint, one final save.
 
 `RUN_DIR/reference.safetensors` holds the trained parameters as the engine itself gathers them.
 """
@@ -18,13 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 from train.checkpoint.folders import publish
 
 
-def main() -> None:
+def main(words: list[str]) -> int:
+    """MODEL_DIR RUN_DIR [--lora] [--bf16]"""
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--bf16", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     args = TrainingArguments(
         str(options.run_dir),
         max_steps=2,
@@ -54,6 +53,7 @@ def main() -> None:
         publish(options.run_dir / "checkpoint-2", step=2, world_size=2, extra={})
         publish(options.run_dir, step=2, world_size=2, extra={})
     trainer.accelerator.wait_for_everyone()
+    return 0
 
 
 def save_reference(model, run_dir: Path, rank: int) -> None:
@@ -63,7 +63,3 @@ def save_reference(model, run_dir: Path, rank: int) -> None:
         whole = {name: p.detach().clone() for name, p in named.items()}
     if rank == 0:
         save_file(whole, run_dir / "reference.safetensors")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """FSDP2 on two CPU processes: equal to an independent loop, also when stopped, and exported from shards.
 
-The launch file is the shipped one; see tests/support/fsdp_runs.py for what lets FSDP run without GPUs.
+The launch file is the shipped one; see tests/support/fsdp_on_cpu.py for what lets FSDP run without GPUs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch.distributed.checkpoint import FileSystemReader
 from tests.support.export_runs import run_export
 from tests.support.in_process import assert_equal_training, assert_equal_weights, train_plainly
 from tests.support.references import LEARNING_RATE, LORA, SEED, STEPS, adamw, adapted, adapters, load
-from tests.support.training import history, launch_runs, make_shards, run_config
+from tests.support.training import history, make_shards, run_config
+from tests.support.worlds import Worlds
 from train.checkpoint import folders
 from train.checkpoint.shard_files import MODEL
 from train.serving.adapters import MERGED
@@ -41,8 +42,8 @@ def shards(tmp_path_factory, tiny_tokenizer):
 
 
 @pytest.fixture(scope="module")
-def ran(shards, tiny_model_dir, tmp_path_factory) -> Path:
-    """The folder with the runs; one launch."""
+def ran(shards, worlds, tiny_model_dir, tmp_path_factory) -> Path:
+    """The folder with the runs; one world."""
     folder = tmp_path_factory.mktemp("fsdp2")
     plan = {"num_train_epochs": STEPS, "gradient_accumulation_steps": 2, "expected_distributed_type": "FSDP"}
     plan |= {"learning_rate": LEARNING_RATE, "seed": SEED, "disable_tqdm": True, "expected_world_size": 2}
@@ -52,12 +53,12 @@ def ran(shards, tiny_model_dir, tmp_path_factory) -> Path:
         named = {key: str(path) for key, path in paths.items()}
         config = run_config(folder / f"{name}.yaml", **{**plan, **named, **options})
         arguments.append(f"{config}@3" if name in STOPPED else str(config))
-    launch(arguments, folder / "log")
+    train_all(worlds, arguments, folder / "log")
     return folder
 
 
-def launch(arguments: list[str], log: Path) -> None:
-    said = launch_runs("fsdp2", "fsdp_runs", arguments, log, "--num_processes", "2")
+def train_all(worlds: Worlds, arguments: list[str], log: Path) -> None:
+    _, said = worlds.run_module("fsdp2", "tests.support.fsdp_runs", arguments, log)
     last = arguments[-1].partition("@")[0]
     assert said.count(f"rank 0 has run {last}") == said.count(f"rank 1 has run {last}") == 2, said[-6000:]
     assert (

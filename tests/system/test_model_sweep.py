@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from tests.conftest import ROOT
-from tests.support.training import environment
 
 TYPES = ["llama", "gpt_oss", "gemma3_text", "gemma4_text", "qwen3_5_text", "lfm2", "mamba2", "granitemoehybrid"]
 TYPES += ["recurrent_gemma", "deepseek_v3", "bert", "llama4_text", "bloom"]
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[str]:
-    command = [sys.executable, "-m", "tests.benchmarks.model_sweep", *TYPES]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [line for line in done.stdout.splitlines() if line.startswith("| ")]
+def rows(worlds, tmp_path_factory) -> list[str]:
+    said = worlds.run_alone("tests.benchmarks.model_sweep", TYPES, tmp_path_factory.mktemp("sweep") / "log")
+    return [line for line in said.splitlines() if line.startswith("| ")]
 
 
 @pytest.mark.parametrize("number", range(len(TYPES)), ids=TYPES)

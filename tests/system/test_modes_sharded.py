@@ -1,7 +1,7 @@
 """Modes on two processes with uneven rows, under ZeRO: each equals the same independent loop.
 
 Five steps of two micro-batches of one row a process; one of the four rows is filler. One epoch is one step, so the
-order of rows does not matter. All runs of a stage share one launch.
+order of rows does not matter. All runs of a stage share one world.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from tests.support.references import (
     optimizer,
     smoothed,
 )
-from tests.support.training import history, launch_runs, make_shards, run_config
+from tests.support.training import history, make_shards, run_config
+from tests.support.worlds import Worlds
 
 
 class Mode(NamedTuple):
@@ -99,15 +100,15 @@ def shards(tmp_path_factory, tiny_tokenizer):
 
 
 @pytest.fixture(scope="module")
-def ran(shards, tiny_model_dir, tmp_path_factory):
-    """The folder with the runs of a stage, by mode; each stage is launched once."""
+def ran(shards, worlds, tiny_model_dir, tmp_path_factory):
+    """The folder with the runs of a stage, by mode; each stage is one world."""
     made: dict[str, Path] = {}
 
     def run(stage: str) -> Path:
         if stage not in made:
             made[stage] = tmp_path_factory.mktemp(f"zero{stage}")
             configs = [write_config(made[stage], name, mode) for name, mode in MODES[stage].items()]
-            launch(stage, configs, made[stage] / "log")
+            train_all(worlds, stage, configs, made[stage] / "log")
         return made[stage]
 
     def write_config(folder: Path, name: str, mode: Mode) -> Path:
@@ -120,9 +121,9 @@ def ran(shards, tiny_model_dir, tmp_path_factory):
     return run
 
 
-def launch(stage: str, configs: list[Path], log: Path) -> None:
+def train_all(worlds: Worlds, stage: str, configs: list[Path], log: Path) -> None:
     """Two processes under ZeRO run train.sft for each config."""
-    said = launch_runs(f"cpu_zero{stage}", "sharded_runs", configs, log)
+    _, said = worlds.run_module(f"cpu_zero{stage}", "tests.support.sharded_runs", configs, log)
     ended = all(f"rank {rank} has run {configs[-1]}" in said for rank in (0, 1))
     assert ended, said[-6000:]
     assert said.count("2 process(es), DEEPSPEED") == said.count("packed documents are isolated") == len(configs)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.support.training import environment, make_shards
+from tests.support.training import make_shards
 
 GUARD = {"tolist in train.loop.bad_steps._values": 1}  # reads loss, norm and signals at once
 MEAN = {"all_reduce in train.loop.bad_steps.mean_over_processes": 1}
@@ -30,27 +26,23 @@ TWO_PROCESSES = [
 
 
 @pytest.mark.parametrize("cases", [ONE_PROCESS, TWO_PROCESSES], ids=["one process", "two processes"])
-def test_a_step_asks_the_device_once(cases, tmp_path, tiny_tokenizer, tiny_model_dir):
+def test_a_step_asks_the_device_once(cases, tmp_path, worlds, tiny_tokenizer, tiny_model_dir):
     processes = 1 if cases is ONE_PROCESS else 2
     shards = make_shards(tmp_path, tiny_tokenizer.name_or_path, {"a": [2] * 40}, seq_len=128, eval_fraction=0.0)
     options = {"max_steps": 6, "gradient_accumulation_steps": 2}
     runs = [{"options": {**options, "on_bad_step": policy}, "signal": signal} for policy, signal, *_ in cases]
     settings = {"shards": str(shards), "model": str(tiny_model_dir("llama")), "folder": str(tmp_path), "runs": runs}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    launch(processes, tmp_path / "settings.json")
+    words, log = [tmp_path / "settings.json"], tmp_path / "log"
+    codes, said = worlds.run_module(
+        "cpu_single", "tests.support.step_end_run", words, log, processes=processes, alone=processes == 1
+    )
+    assert codes == [0] * processes, said[-6000:]
     for rank in range(processes):
         found = json.loads((tmp_path / f"rank{rank}.json").read_text())
         for one, (_, _, costs, last_step) in zip(found, cases, strict=True):
             assert (one["world"], one["last_step"]) == (processes, last_step)
             assert [ours(counts) for counts in one["counts"]] == [costs] * last_step
-
-
-def launch(processes: int, settings: Path) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "tests.support.step_end_run", str(settings)]
-    env = environment(PYTHONPATH=str(ROOT))
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
 
 
 def ours(counts: dict[str, int]) -> dict[str, int]:

@@ -6,8 +6,6 @@ import hashlib
 import inspect
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT
 from tests.support.export_runs import run_export
-from tests.support.training import environment, history, make_shards, run_config
+from tests.support.training import history, make_shards, run_config
+from tests.support.worlds import Worlds
 from train.checkpoint import folders
 from train.checkpoint.world_size import keep_global_batch
 from train.config.run_config import RunConfig, load_run_config
@@ -70,21 +68,17 @@ def plan(folder, shards, tiny_model_dir):
     return attempt
 
 
-def run(folder: Path, attempts: list[dict]) -> None:
-    file = folder / "plan.json"
-    file.write_text(json.dumps(attempts))
-    command = [sys.executable, "-m", "tests.support.world_runs", str(file)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+def run(worlds: Worlds, attempts: list[dict]) -> None:
+    for attempt in attempts:
+        codes = worlds.attempt(attempt)
+        assert set(codes) == {attempt.get("code", 0)}, Path(attempt["log"]).read_text()[-6000:]
 
 
 @pytest.fixture(scope="module")
-def runs(folder, plan):
+def runs(folder, plan, worlds):
     """The twin on two processes, and runs that change in steps 4 and 9."""
     run(
-        folder,
+        worlds,
         [
             plan("twin", "cpu_zero2", 2),
             # Cut by a preemption, a process that dies, and a preemption.
@@ -101,11 +95,11 @@ def runs(folder, plan):
 
 
 @pytest.fixture(scope="module")
-def anew(folder, plan):
+def anew(folder, plan, worlds):
     """Runs whose optimizer begins anew, on fewer processes and on more; the first is refused before."""
     eight = {"optim": "paged_adamw_8bit"}
     run(
-        folder,
+        worlds,
         [
             plan("eight", "cpu_zero2", 2, 4, **eight),
             {**plan("eight", "cpu_zero2", 1, **eight), "code": 2},
@@ -176,7 +170,7 @@ def test_a_trace_lists_the_rows_that_every_world_took(name, runs):
 
 
 @pytest.mark.parametrize("launch", ["cpu_zero2", "cpu_zero3"])
-def test_the_best_checkpoint_of_another_world_is_loaded_at_the_end(launch, folder, plan, tiny_tokenizer):
+def test_the_best_checkpoint_of_another_world_is_loaded_at_the_end(launch, folder, plan, worlds, tiny_tokenizer):
     """The loss falls and the best is the highest: the first one, by two processes."""
     answers = {"short": [1] * 30, "long": [5] * 6}
     shards = make_shards(folder / launch, tiny_tokenizer.name_or_path, answers, eval_fraction=0.1)
@@ -184,7 +178,7 @@ def test_the_best_checkpoint_of_another_world_is_loaded_at_the_end(launch, folde
     often = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 6, "sample_prompts": 0}
     options = {**best, **often, "eval_on_start": False, "data": str(shards)}
     name = f"best-{launch}"
-    run(folder, [plan(name, launch, 2, 3, **options), plan(name, launch, 1, **options)])
+    run(worlds, [plan(name, launch, 2, 3, **options), {**plan(name, launch, 1, **options), "converter": True}])
     log = (folder / f"{name}.log").read_text()
     assert [log.count(f"sft: {n} process(es), DEEPSPEED") for n in (1, 2)] == [1, 1]
     state = json.loads((folder / name / "trainer_state.json").read_text())

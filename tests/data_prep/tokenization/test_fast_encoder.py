@@ -20,10 +20,12 @@ from data_prep.tokenization.fast_encoder import LONGEST_TEXT, FastEncoder
 from data_prep.tokenization.proof_texts import hard_texts
 from data_prep.tokenization.text_encoder import TextEncoder
 from data_prep.tokenization.tokenizer import load_tokenizer
+from tests.support import proven_encoders
 from tests.support.byte_level_tokenizer import make_tokenizer
 from tests.support.real_texts import texts as real_texts
 
 BUILD = {"tiktoken": tiktoken_encoder.build, "fastokens": fastokens_encoder.build}
+PROVEN = {**BUILD, "fastokens": proven_encoders.build_proven}
 ADDED = {
     "flagged": [AddedToken("<tool>", lstrip=True), AddedToken("<tool>>", rstrip=True)],
     "prefixes": [AddedToken("<tool>", normalized=False), AddedToken("<tool>>", normalized=False)],
@@ -45,9 +47,15 @@ def case(request):
     needs(encoder)
     normalizer = None if kind == "plain" else normalizers.NFC()
     backend = make_tokenizer(normalizer=normalizer, added=ADDED.get(kind, ()))
-    built = BUILD[encoder](backend)
+    built = PROVEN[encoder](backend)
     assert isinstance(built, FastEncoder), built
     return encoder, built, backend
+
+
+@pytest.fixture
+def proven_once(monkeypatch):
+    """For tests of what a proven encoder does: one proof of a tokenizer serves them all."""
+    monkeypatch.setattr(fastokens_encoder, "build", proven_encoders.build_proven)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +114,7 @@ def test_equal_after_it_was_sent_to_another_process(pair):
     assert assert_same(pickle.loads(pickle.dumps(fast)), backend, list(hard_texts(["<|im_end|>"]))) > 1000
 
 
-def test_what_it_cannot_answer_for_goes_to_tokenizers(case):
+def test_what_it_cannot_answer_for_goes_to_tokenizers(case, proven_once):
     name, fast, backend = case
     encoder = TextEncoder(backend)
     assert encoder.use_fast(["a sample"], [name]) is None
@@ -131,7 +139,7 @@ def test_a_wrong_token_is_found_before_anything_is_encoded(case, monkeypatch):
     assert "otherwise" in BUILD[name](backend)
 
 
-def test_a_sample_of_the_run_that_differs_refuses_it(case, monkeypatch):
+def test_a_sample_of_the_run_that_differs_refuses_it(case, proven_once, monkeypatch):
     name, fast, backend = case
     monkeypatch.setattr(
         type(fast), "check", lambda self, texts, tokenizer: "it differs" if list(texts) == ["odd"] else None
@@ -201,7 +209,7 @@ def test_a_word_that_merging_does_not_make_is_right_too(name):
 )
 def test_real_tokenizers_on_real_texts(shared_data, name, encoder):
     tokenizer = load_tokenizer(str(shared_data / "tokenizers" / name))
-    built = BUILD[needs(encoder)](tokenizer.backend_tokenizer)
+    built = PROVEN[needs(encoder)](tokenizer.backend_tokenizer)
     assert isinstance(built, FastEncoder), built
     texts = []
     for file in ("text/en/alpaca_52k.json", "text/ko/koalpaca_v1_11432.json"):
@@ -218,7 +226,7 @@ def test_real_tokenizers_on_real_texts(shared_data, name, encoder):
         ("fastokens", "mistral_v3_spm", "mistral", "</s>"),
     ],
 )
-def test_examples_are_equal_with_any_encoder(shared_data, encoder, name, template, end):
+def test_examples_are_equal_with_any_encoder(shared_data, proven_once, encoder, name, template, end):
     tokenizer = load_tokenizer(str(shared_data / "tokenizers" / name))
     chosen = resolve_chat_template(template, tokenizer)
     slow, fast = Renderer(tokenizer, chosen), Renderer(tokenizer, chosen)

@@ -26,10 +26,15 @@ def files_of(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_real_tokenizers_keep_their_own_files(name, shared_data, tmp_path):
-    folder = shared_data / "tokenizers" / name
-    tokenizer = load_tokenizer(str(folder))
+@pytest.fixture(scope="module", params=NAMES)
+def real(request, shared_data):
+    """A real tokenizer and its folder."""
+    folder = shared_data / "tokenizers" / request.param
+    return load_tokenizer(str(folder)), folder
+
+
+def test_real_tokenizers_keep_their_own_files(real, tmp_path):
+    tokenizer, folder = real
     assert save_exactly(tokenizer, tmp_path)
     assert files_of(tmp_path) == files_of(folder)
     saved = AutoTokenizer.from_pretrained(tmp_path)
@@ -40,11 +45,9 @@ def test_real_tokenizers_keep_their_own_files(name, shared_data, tmp_path):
     assert saved.special_tokens_map == tokenizer.special_tokens_map
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_another_template_changes_nothing_else(name, shared_data, tmp_path):
-    folder = shared_data / "tokenizers" / name
-    tokenizer = load_tokenizer(str(folder))
-    tokenizer.chat_template = TEMPLATE
+def test_another_template_changes_nothing_else(real, tmp_path, monkeypatch):
+    tokenizer, folder = real
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
     save_exactly(tokenizer, tmp_path)
     before, after = files_of(folder), files_of(tmp_path)
     assert after.pop("chat_template.jinja") == TEMPLATE.encode()

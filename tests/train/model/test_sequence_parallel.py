@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from tests.conftest import ROOT
-from tests.support.training import environment
 from train.loop.data import SourceCollator
 from train.model import neftune
 from train.model.sequence_limits import problems_of_parts
@@ -23,13 +19,15 @@ CASES = 9
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
+def compared(worlds, tmp_path_factory):
     """How far parts are from separate documents, by model, heads of keys and values, and ranks."""
-    file = tmp_path_factory.mktemp("parts") / "out.json"
-    command = [sys.executable, "-m", "tests.support.row_part_ranks", str(file)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-6000:]
-    return json.loads(file.read_text())
+    folder, found = tmp_path_factory.mktemp("parts"), {}
+    for ranks in (2, 3, 4):
+        words, log = [folder / "out.json"], folder / f"log{ranks}"
+        codes, said = worlds.run_module("cpu_single", "tests.support.row_part_ranks", words, log, processes=ranks)
+        assert codes == [0] * ranks, said[-6000:]
+        found |= json.loads((folder / "out.json").read_text())
+    return found
 
 
 def test_loss_and_gradients_equal_those_of_separate_documents(compared):

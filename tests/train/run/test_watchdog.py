@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
 
-from tests.conftest import ROOT
-from tests.support.training import environment, make_shards, run_config
+from tests.support.training import make_shards, run_config
 from train.run import watchdog
 
 LATE, GONE = "a process has not answered within ddp_timeout", "another process has ended"
@@ -64,11 +59,10 @@ def test_what_a_lost_process_makes_of_a_collective_operation_is_put_into_words(m
 
 
 @pytest.fixture(scope="module")
-def lost(tmp_path_factory, tiny_tokenizer, tiny_model_dir):
+def lost(tmp_path_factory, worlds, tiny_tokenizer, tiny_model_dir):
     """A world in which a process dies, and one in which a process hangs; their logs and how long the second took."""
     folder = tmp_path_factory.mktemp("lost")
     shards = make_shards(folder, tiny_tokenizer.name_or_path, {"short": [1] * 30})
-    attempts = []
     for fault in ("die", "hang"):
         config = run_config(
             folder / f"{fault}.yaml",
@@ -78,14 +72,9 @@ def lost(tmp_path_factory, tiny_tokenizer, tiny_model_dir):
             max_steps=5,
             ddp_timeout=16,
         )
-        log = str(folder / f"{fault}.log")
-        flags = ["--config", str(config)]
-        launch = {"accelerate": "cpu_zero2", "processes": 2, "flags": flags, "log": log}
-        attempts.append({**launch, "fault": [1, 3, fault], "code": 1})
-    (folder / "plan.json").write_text(json.dumps(attempts))
-    command = [sys.executable, "-m", "tests.support.world_runs", str(folder / "plan.json")]
-    done = subprocess.run(command, cwd=ROOT, env=environment(PYTHONPATH=str(ROOT)), capture_output=True)
-    assert done.returncode == 0, done.stdout.decode()[-5000:]
+        log = folder / f"{fault}.log"
+        codes = worlds.run("cpu_zero2", config, log, fault=[1, 3, fault])
+        assert set(codes) == {1}, log.read_text()[-5000:]
     return folder
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from data_prep.shards import manifest_sha256
 from tests.support.export_runs import add_checkpoint, run_export
-from tests.support.training import kill, make_shards, run_config, train
+from tests.support.training import make_shards, run_config
+from tests.support.worlds import Worlds
 from train.checkpoint.folders import publish
 from train.serving.adapters import tensor_shapes
 from train.serving.export_tokenizer import PROBES, strip_generation_marks
@@ -170,7 +169,7 @@ def test_an_adapter_file_that_lacks_weights_is_refused(lora_run, tmp_path):
 # --- ZeRO-3 ---------------------------------------------------------------------------------------------------------
 
 
-def train_under_zero3(folder: Path, model_dir: Path, *options: str) -> Path:
+def train_under_zero3(worlds: Worlds, folder: Path, model_dir: Path, *options: str) -> Path:
     """Two steps on two processes, with the shipped configs but that weights are not gathered; the run directory."""
     import yaml
 
@@ -179,23 +178,11 @@ def train_under_zero3(folder: Path, model_dir: Path, *options: str) -> Path:
     (folder / "zero3.json").write_text(json.dumps(deepspeed_config))
     launch_config = yaml.safe_load((ROOT / "configs/accelerate/cpu_zero3.yaml").read_text())
     launch_config["deepspeed_config"]["deepspeed_config_file"] = str(folder / "zero3.json")
-    (folder / "accelerate.yaml").write_text(yaml.safe_dump(launch_config))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml")]
-    command += ["--main_process_port", "0", str(ROOT / "tests" / "support" / "zero_run.py")]
-    run_until_done([*command, str(model_dir), str(folder / "run"), *options], folder / "log")
+    (folder / "cpu_zero3.yaml").write_text(yaml.safe_dump(launch_config))
+    words = [model_dir, folder / "run", *options]
+    codes, said = worlds.run_module(str(folder / "cpu_zero3"), "tests.support.zero_run", words, folder / "log")
+    assert codes == [0, 0], said[-3000:]
     return folder / "run"
-
-
-def run_until_done(command: list[str], log: Path, timeout: float = 400) -> None:
-    """Run to the end, or kill the launcher and its children."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
-    try:
-        code = process.wait(timeout)
-    finally:
-        kill(process)
-    assert code == 0, log.read_text()[-3000:]
 
 
 def assert_weights_equal(exported: Path, reference: Path) -> None:
@@ -208,9 +195,9 @@ def assert_weights_equal(exported: Path, reference: Path) -> None:
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
 
 
-def test_zero3_partitions_are_rebuilt_in_the_models_dtype(tiny_model_dir, tmp_path):
+def test_zero3_partitions_are_rebuilt_in_the_models_dtype(worlds, tiny_model_dir, tmp_path):
     """stage3_gather_16bit_weights_on_model_save false saves no weights, only partitions; here tied and in bf16."""
-    run = train_under_zero3(tmp_path, tiny_model_dir("qwen3"), "--bf16")
+    run = train_under_zero3(worlds, tmp_path, tiny_model_dir("qwen3"), "--bf16")
     for number, source in enumerate((run, run / "checkpoint-2")):
         assert not list(source.glob("*model*.safetensors"))
         run_export(source, tmp_path / f"out{number}")
@@ -222,7 +209,9 @@ def test_zero3_partitions_are_rebuilt_in_the_models_dtype(tiny_model_dir, tmp_pa
         run_export(run / "checkpoint-2", tmp_path / "damaged")
 
 
-def test_a_run_of_train_sft_under_zero3_exports_gathered_and_rebuilt_alike(tiny_model_dir, tiny_tokenizer, tmp_path):
+def test_a_run_of_train_sft_under_zero3_exports_gathered_and_rebuilt_alike(
+    worlds, tiny_model_dir, tiny_tokenizer, tmp_path
+):
     """The project's own path: shards, train.sft on two processes, final model and checkpoint."""
     from transformers import AutoTokenizer
 
@@ -230,7 +219,7 @@ def test_a_run_of_train_sft_under_zero3_exports_gathered_and_rebuilt_alike(tiny_
     run = tmp_path / "run"
     options = {"data": str(shards), "model_name_or_path": str(tiny_model_dir("llama")), "output_dir": str(run)}
     config = run_config(tmp_path / "run.yaml", **options, max_steps=2, save_strategy="steps", save_steps=2)
-    train("cpu_zero3", config, tmp_path / "log")
+    worlds.train("cpu_zero3", config, tmp_path / "log")
     checkpoint = run / "checkpoint-2"
     run_export(run, tmp_path / "final")
     run_export(checkpoint, tmp_path / "gathered")
@@ -247,7 +236,7 @@ def test_a_run_of_train_sft_under_zero3_exports_gathered_and_rebuilt_alike(tiny_
     assert exported == strip_generation_marks(AutoTokenizer.from_pretrained(shards / "tokenizer").chat_template)
 
 
-def test_a_lora_adapter_trained_under_zero3_is_whole_and_merged(tiny_model_dir, tmp_path):
+def test_a_lora_adapter_trained_under_zero3_is_whole_and_merged(worlds, tiny_model_dir, tmp_path):
     """Adapters are gathered even where stage3_gather_16bit_weights_on_model_save is false."""
     import torch
     from peft import PeftConfig, PeftModel
@@ -255,7 +244,7 @@ def test_a_lora_adapter_trained_under_zero3_is_whole_and_merged(tiny_model_dir, 
     from transformers import AutoModelForCausalLM
 
     base = tiny_model_dir("llama")
-    run = train_under_zero3(tmp_path, base, "--lora")
+    run = train_under_zero3(worlds, tmp_path, base, "--lora")
     trained = PeftModel(AutoModelForCausalLM.from_pretrained(base), PeftConfig.from_pretrained(run))
     trained.load_state_dict(load_file(run / "reference.safetensors"))
     assert any(p.abs().max() > 0 for n, p in trained.named_parameters() if "lora_B" in n)
