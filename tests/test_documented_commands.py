@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import runpy
 import shlex
@@ -19,6 +20,7 @@ import pytest
 from packhaul.command import COMMANDS
 from packhaul.training import launch_file, split_flags
 from tests.support.markdown import DOCUMENTS, NAMES, ROOT, all_code, at, module_file, none, read, run_config, text_of
+from train.memory.asked import Asked
 
 EVERY_DOCUMENT = pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
 
@@ -170,7 +172,8 @@ def module_problem(name: str, words: list[str]) -> str | None:
 
 def run_problem(name: str, words: list[str]) -> str | None:
     """Flags of a run, with its files: the run config has to be there."""
-    own = ("accelerate_config", "num_processes", "verify_data") if name == "train.preflight" else ()
+    of_preflight = ("accelerate_config", "num_processes", "verify_data", *(f.name for f in dataclasses.fields(Asked)))
+    own = of_preflight if name == "train.preflight" else ()
     flags = dict(re.findall(r"--([\w-]+)(?:[ =](?!--)(\S+))?", " ".join(words)))
     if "--help" in words:
         return None

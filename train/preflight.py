@@ -1,6 +1,7 @@
 """Entry: check a run before a GPU is held, in seconds; without torch, but for the names of LoRA's targets.
 
     python -m train.preflight --config configs/train/X.yaml [--accelerate_config configs/accelerate/NAME.yaml]
+        [--nodes N --gpus_per_node N --gpu_memory_gib GIB --suggest]    # memory, disk and hours as well
 
 `train.sft` runs the same checks as its first step. Exit code 0 with a summary, or 2 with every problem found.
 """
@@ -25,6 +26,7 @@ from train.checks.row_parts import check_parts, parts_lines, parts_notes
 from train.checks.run_schedule import check_schedule, compiling_notes, derive, schedule_lines, schedule_notes
 from train.config.option_help import help_text
 from train.config.run_config import RunConfig, load_run_config
+from train.memory.asked import Asked, add_flags, asked_of, whole_number
 
 
 @dataclass(kw_only=True)
@@ -76,16 +78,11 @@ def _flag_parser() -> argparse.ArgumentParser:
     launch_help = "the launch file that the run will be started with"
     add("--accelerate_config", action=_Once, type=Path, metavar="FILE", help=launch_help)
     world_help = "world size, where a flag of accelerate launch gives it and not the file"
-    add("--num_processes", action=_Once, type=_world_size, metavar="N", help=world_help)
+    add("--num_processes", action=_Once, type=whole_number, metavar="N", help=world_help)
     data_help = "read every shard and compare its hash; without it, only presence and size are checked"
     add("--verify_data", action="store_true", help=data_help)
+    add_flags(parser, _Once)
     return parser
-
-
-def _world_size(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text!r}")
-    return int(text)
 
 
 def _examine_flags(run_flags: list[str], own: argparse.Namespace) -> Report:
@@ -97,15 +94,40 @@ def _examine_flags(run_flags: list[str], own: argparse.Namespace) -> Report:
         launch = _read_launch(own.accelerate_config, report)
         report.problems += [*(check_launch(launch, own.num_processes) if launch else ()), str(error)]
         return report
+    asked = asked_of(own)
+    world_size = own.num_processes or asked.processes
     report = examine(
         config,
         accelerate_config=own.accelerate_config,
-        world_size=own.num_processes,
+        world_size=world_size,
         verify_data=own.verify_data,
     )
+    if asked.processes is not None and own.num_processes not in (None, asked.processes):
+        report.problems.append(
+            f"--num_processes {own.num_processes}: --nodes and --gpus_per_node make {asked.processes}"
+        )
     if not report.problems:
         _compare_targets(config, report)
+    if asked and not report.problems:
+        _add_page(config, own.accelerate_config, world_size, asked, report)
     return report
+
+
+def _add_page(
+    config: RunConfig, launch_file: Path | None, world_size: int | None, asked: Asked, report: Report
+) -> None:
+    """Memory, disk and hours: only where they are asked for, as they need torch and a model without weights."""
+    from train.memory.preflight_page import page_lines
+
+    launch = _read_launch(launch_file, report)
+    processes = world_size or (launch.num_processes if launch else None) or _assumed(config)
+    try:
+        lines, notes = page_lines(config, read_manifest(config.own.data), launch, processes, asked)
+    except (ValueError, OSError) as error:
+        report.notes.append(f"memory is not counted: {error}")
+        return
+    report.summary += lines
+    report.notes += notes
 
 
 def _compare_targets(config: RunConfig, report: Report) -> None:

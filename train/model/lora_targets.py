@@ -56,13 +56,13 @@ def skeleton(model_config: ModelConfig, trust_remote_code: bool = False) -> PreT
     config = AutoConfig.from_pretrained(
         model_config.model_name_or_path, revision=model_config.model_revision, trust_remote_code=trust_remote_code
     )
-    with _without_zero3(), torch.device("meta"):
+    with without_zero3(), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return model
 
 
 @contextlib.contextmanager
-def _without_zero3() -> Iterator[None]:
+def without_zero3() -> Iterator[None]:
     """Under ZeRO-3 transformers makes every model with weights, and spreads them over the processes."""
     from transformers.integrations import deepspeed
 

@@ -1,0 +1,142 @@
+"""Estimated memory against what was measured on a GPU, and its parts against plain arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from peft import LoraConfig
+from transformers import Qwen3Config
+
+from tests.benchmarks.gpu_inputs import SHAPES
+from tests.conftest import ROOT
+from train.memory import tracing
+from train.memory.estimate import GIB, estimate
+from train.memory.fit import Fit
+from train.memory.setting import Setting, Sharding
+from train.memory.skeleton import NotTraced, build
+
+MEASURED = json.loads((ROOT / "tests/benchmarks/results/gpu_nvidia_h200.json").read_text())
+ZERO_1 = Sharding(kind="zero", zero={"stage": 1})
+FULL = Setting(rows=1, seq_len=8192, accumulation=4)
+LORA = Setting(
+    rows=2,
+    seq_len=8192,
+    dtype="bfloat16",
+    checkpointing=True,
+    adapters=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+)
+
+
+@pytest.fixture(scope="module")
+def skeletons():
+    return {name: build(Qwen3Config(**SHAPES[name], pad_token_id=None)) for name in ("0.6B", "1.7B", "8B_lora")}
+
+
+@pytest.fixture(scope="module")
+def small():
+    shape = {**SHAPES["tiny"], "num_hidden_layers": 6, "vocab_size": 1000}
+    return build(Qwen3Config(**shape, tie_word_embeddings=True, pad_token_id=None))
+
+
+def peak_gib(stage: str) -> float:
+    """What torch's allocator held at most, in a stage of the measurements."""
+    found = [part[stage]["result"]["peak_gib"] for part in _dicts(MEASURED) if stage in part]
+    return float(found[0])
+
+
+def _dicts(value):
+    if isinstance(value, dict):
+        yield value
+        for inner in value.values():
+            yield from _dicts(inner)
+
+
+@pytest.mark.parametrize(
+    ("stage", "shape", "setting"),
+    [
+        ("full", "1.7B", FULL),
+        ("save", "0.6B", FULL),
+        ("lora", "8B_lora", LORA),
+    ],
+)
+def test_within_one_percent_of_an_h200(skeletons, stage, shape, setting):
+    found = estimate(skeletons[shape], setting)
+    assert found.peak / GIB == pytest.approx(peak_gib(stage), rel=0.01)
+
+
+@pytest.mark.parametrize(("stage", "sharding"), [("full_compiled", Sharding(kind="none")), ("full_zero1", ZERO_1)])
+def test_above_what_compiled_layers_take_by_at_most_a_tenth(skeletons, stage, sharding):
+    found = estimate(skeletons["1.7B"], dataclasses.replace(FULL, compiled=True, sharding=sharding))
+    assert 1 <= found.peak / GIB / peak_gib(stage) < 1.1
+
+
+def test_a_model_counted_by_its_layers_is_the_model(small):
+    """Whole models are traced layer by layer: the same as one trace of all layers."""
+    setting = Setting(rows=1, seq_len=512, accumulation=2, on_gpu=True)
+    by_layers = tracing.trace(small, setting)
+    whole = tracing._Run(small, list(range(6)), setting)
+    counted = {name: getattr(by_layers, name) for name in tracing._COUNTS}
+    assert counted == pytest.approx({name: getattr(whole, name) for name in tracing._COUNTS}, rel=0.01)
+
+
+def test_gradients_that_grow_in_the_backward_pass(small):
+    """Without accumulation they are part of the passes, and none are there before."""
+    once, twice = (estimate(small, dataclasses.replace(FULL, seq_len=512, accumulation=n)) for n in (1, 2))
+    assert once.held.gradients == 0
+    weights = sum(p.numel() for p in small.model.parameters())
+    assert twice.held.gradients == 4 * weights
+    of_layers = 4 * (weights - 1000 * 32)  # the embeddings' gradient is there either way
+    assert 0.8 < (once.traced.bottom - twice.traced.bottom) / of_layers <= 1  # one layer's is at work either way
+
+
+def test_a_line_through_two_lengths(small):
+    """The passes of many tokens are not traced, but drawn from those of few."""
+    setting = dataclasses.replace(FULL, seq_len=3 * 8192)
+    drawn = Fit(small, setting, None).estimate.traced
+    traced = tracing.trace(small, setting)
+    for name in tracing._COUNTS:
+        assert getattr(drawn, name) == pytest.approx(getattr(traced, name), rel=0.001), name
+
+
+def test_checkpointing_and_offloading_keep_less(small):
+    setting = dataclasses.replace(FULL, seq_len=2048)
+    plain = tracing.trace(small, setting)
+    checkpointed = tracing.trace(small, dataclasses.replace(setting, checkpointing=True))
+    offloaded = tracing.trace(small, dataclasses.replace(setting, activation_offloading=True))
+    stream = 2048 * 32 * 4  # fp32: embeddings are not computed by autocast
+    assert checkpointed.layer == pytest.approx(stream, rel=0.02)
+    assert plain.layer > 10 * stream
+    assert offloaded.layer < plain.layer / 10
+
+
+def test_what_needs_its_data_is_not_guessed(small):
+    class Cut(type(small.model.model.layers[0])):
+        def forward(self, hidden_states, *args, **kwargs):
+            return hidden_states[:, hidden_states.sum().item() :]
+
+    broken = build(small.model.config)
+    for layer in broken.model.model.layers:
+        layer.__class__ = Cut
+    with pytest.raises(NotTraced, match="cannot be run without data"):
+        tracing.trace(broken, FULL)
+
+
+def test_layers_of_two_kinds():
+    from transformers import Qwen3MoeConfig
+
+    shape = {**SHAPES["tiny"], "num_hidden_layers": 5, "num_experts": 4, "num_experts_per_tok": 2}
+    skeleton = build(Qwen3MoeConfig(**shape, moe_intermediate_size=16, mlp_only_layers=[0, 1, 2], pad_token_id=None))
+    assert skeleton.kinds == (0, 0, 0, 1, 1)
+    assert skeleton.samples() == [[0, 1, 3, 4], [0, 1, 2, 3, 4]]
+    found = tracing.trace(skeleton, dataclasses.replace(FULL, seq_len=256, sharding=ZERO_1))
+    weights = sum(w.count * w.elements for w in found.weights)
+    assert weights == sum(p.numel() for p in skeleton.model.parameters())
+
+
+def test_layers_that_carry_a_state_are_not_guessed():
+    from transformers import MambaConfig
+
+    with pytest.raises(NotTraced, match="carry a state"):
+        build(MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=50))

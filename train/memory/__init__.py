@@ -1,0 +1,1 @@
+"""How much memory a training run needs on each GPU, by part, without a GPU and without the weights."""

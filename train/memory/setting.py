@@ -1,0 +1,89 @@
+"""What the memory of a training step depends on, besides the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+HALF = {"bf16": "bfloat16", "fp16": "float16"}  # of a precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharding:
+    """How the processes share weights, gradients and optimizer states."""
+
+    kind: str  # "none", "ddp", "zero" or "fsdp2"
+    processes: int = 1
+    zero: Mapping[str, Any] = field(default_factory=dict)  # DeepSpeed's section zero_optimization
+
+    @property
+    def stage(self) -> int:
+        """Of ZeRO; 0 where DeepSpeed shards nothing."""
+        return int(self.zero.get("stage", 0)) if self.kind == "zero" else 0
+
+    def offload(self, what: str) -> str | None:
+        """Where DeepSpeed keeps "optimizer" or "param" instead of on the GPU: "cpu", "nvme" or None."""
+        device = (self.zero.get(f"offload_{what}") or {}).get("device")
+        return device if device in ("cpu", "nvme") else None
+
+    def __str__(self) -> str:
+        if self.kind != "zero":
+            return {"none": "one process", "ddp": "DDP", "fsdp2": "FSDP2"}[self.kind]
+        places = [f"{what} on {self.offload(what)}" for what in ("optimizer", "param") if self.offload(what)]
+        return f"ZeRO-{self.stage}{' with ' + ', '.join(places) if places else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One rank's training step."""
+
+    rows: int  # packed rows of a forward pass: per_device_train_batch_size
+    seq_len: int  # most tokens of a row
+    row_ranks: int = 1  # ranks that hold a row in parts: sequence_parallel
+    accumulation: int = 1
+    dtype: str = "float32"  # of the weights as loaded: "float32", "bfloat16" or "float16"
+    precision: str = "bf16"  # "bf16", "fp16" or "no"
+    sharding: Sharding = Sharding(kind="none")
+    optim: str = "adamw_torch_fused"
+    checkpointing: bool = False
+    activation_offloading: bool = False
+    adapters: LoraConfig | None = None
+    bits: int | None = None  # 4 or 8: of the base model's quantised weights
+    nested: bool = False  # the constants of 4-bit weights are quantised as well
+    liger: bool = False
+    compiled: bool = False
+    on_gpu: bool = True
+    attention: str = "varlen"
+    documents: int = 8  # of a forward pass; matters only on a CPU, which takes one after the other
+
+    @property
+    def tokens(self) -> int:
+        """Of a forward pass on this rank, at most."""
+        return -(-self.rows * self.seq_len // self.row_ranks)
+
+    @property
+    def autocast(self) -> str | None:
+        """The dtype that autocast multiplies in; None without autocast. Under DeepSpeed accelerate uses none
+        (`accelerate.Accelerator.__init__`): the weights themselves are in half precision."""
+        return None if self.sharding.kind == "zero" else HALF.get(self.precision)
+
+    @property
+    def model_dtype(self) -> str:
+        """Of the weights in layers. DeepSpeed casts them (`DeepSpeedEngine._configure_distributed_model`),
+        FSDP2 gathers them in the dtype of its mixed precision."""
+        casts = self.sharding.kind in ("zero", "fsdp2")
+        if self.sharding.kind == "zero" and self.precision == "no":
+            return "float32"
+        return HALF.get(self.precision, self.dtype) if casts else self.dtype
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether the gradients grow in `.grad` while a backward pass runs, rather than being there before, or handed
+        on as they are made."""
+        in_place = self.sharding.kind in ("none", "ddp") or self.sharding.stage == 1
+        return in_place and self.accumulation == 1

@@ -1,0 +1,213 @@
+"""What a forward and a backward pass hold in memory besides weights, for any architecture, counted on fake tensors.
+
+Smaller models (`train.memory.skeleton`) are run under `FakeTensorMode`: every operation makes tensors of the right size
+without contents. Each count is linear in the number of layers of a kind, so that of the whole model follows exactly:
+
+    forward   the most during the forward pass, the loss included
+    head      the most while the loss is differentiated, with what all layers have kept
+    upper     the most while the last layers are differentiated
+    bottom    the most while the first layer and the embeddings are differentiated, with the gradients of all layers
+    kept      what the forward pass leaves for the backward pass
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from train.memory import as_on_gpu
+from train.memory.live_bytes import LiveBytes
+from train.memory.prepared import batch, give_storages, offloading, prepared
+from train.memory.setting import Setting
+from train.memory.skeleton import NotTraced, Skeleton
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """A parameter of the model, on the meta device."""
+
+    name: str
+    count: int  # parameters like it: the same one of all layers of a kind
+    elements: int
+    itemsize: int
+    trained: bool
+    embedding: bool
+    columns: int  # of a matrix, 0 for a vector
+    layer: int | None  # the kind of its layers, None outside of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """Bytes of the whole model's passes, and its parameters."""
+
+    forward: int
+    head: int
+    upper: int
+    bottom: int
+    kept: int
+    layer: int  # of `kept`, by a layer in the mean
+    weights: tuple[Weight, ...]
+
+    @property
+    def most(self) -> int:
+        """Before the end of the backward pass."""
+        return max(self.forward, self.head, self.upper)
+
+
+_COUNTS = ("forward", "head", "upper", "bottom", "kept")
+
+
+def between(one: Traced, other: Traced, share: float) -> Traced:
+    """On the line through two counts: 0 is the first, 1 the other. Passes whose attention needs no square of the tokens
+    are on a line in the tokens."""
+    names = (*_COUNTS, "layer")
+    points = {name: (getattr(one, name), getattr(other, name)) for name in names}
+    return dataclasses.replace(one, **{name: round(a + share * (b - a)) for name, (a, b) in points.items()})
+
+
+def trace(skeleton: Skeleton, setting: Setting) -> Traced:
+    """Count what this setting's passes hold.
+
+    Raises:
+        NotTraced: an operation of the model has no size before its data is known, or its attention is unknown here.
+    """
+    samples = skeleton.samples()
+    try:
+        runs = [_Run(skeleton, layers, setting) for layers in samples]
+    except NotTraced:
+        raise
+    except Exception as error:  # whatever a model's code meets without data
+        lines = str(error).strip().splitlines() or [""]
+        raise NotTraced(f"its code cannot be run without data ({type(error).__name__}: {lines[0][:200]})") from error
+    base, further = runs[0], dict(zip([_added(samples[0], s, skeleton) for s in samples[1:]], runs[1:], strict=True))
+    totals = {name: _extrapolate(skeleton, samples[0], base, further, name) for name in _COUNTS}
+    in_layers = sum(run.kept - base.kept for run in further.values())
+    return Traced(
+        **totals,
+        layer=in_layers // len(further) if further else totals["kept"] // len(skeleton.kinds),
+        weights=tuple(_weights(base.model, skeleton, samples[0])),
+    )
+
+
+def key(setting: Setting) -> object:
+    """Equal for settings that hold the same in their passes, where adapters and quantisation are the same."""
+    names = ("tokens", "model_dtype", "autocast", "keeps_gradients", "checkpointing", "activation_offloading")
+    further = ("on_gpu", "attention", "documents")
+    is_plain = setting.sharding.kind in ("none", "ddp")
+    return *(getattr(setting, name) for name in names + further), is_plain
+
+
+def _added(base: list[int], sample: list[int], skeleton: Skeleton) -> int:
+    """The kind of the layer that a sample has more than the first one."""
+    (layer,) = set(sample) - set(base)
+    return skeleton.kinds[layer]
+
+
+def _extrapolate(skeleton: Skeleton, layers: list[int], base: _Run, further: dict[int, _Run], name: str) -> int:
+    total: int = getattr(base, name)
+    for kind, run in further.items():
+        missing = skeleton.counts[kind] - sum(skeleton.kinds[layer] == kind for layer in layers)
+        total += missing * (getattr(run, name) - getattr(base, name))
+    return total
+
+
+class _Run:
+    """One forward and backward pass of a smaller model."""
+
+    def __init__(self, skeleton: Skeleton, layers: list[int], setting: Setting):
+        self.model = prepared(skeleton.with_layers(layers), setting)
+        causal = self.model.get_base_model() if setting.adapters else self.model
+        stack = causal.get_submodule(skeleton.stack)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            give_storages(self.model)
+            given = batch(setting)
+            live = LiveBytes([*self.model.parameters(), *self.model.buffers(), *_tensors(given)])
+            _mark_layers(stack, live)
+            _drop_gradients(self.model, setting)
+            with _kernels(setting), live, offloading(self.model, setting):
+                self._run(given, live, setting)
+        self.forward, self.head, *of_layers = live.peaks
+        self.upper, self.bottom = max(of_layers[: (len(layers) + 1) // 2]), live.peaks[-1]
+
+    def _run(self, given: dict[str, Any], live: LiveBytes, setting: Setting) -> None:
+        with _autocast(setting):
+            out = self.model(**given, fused_lm_head=True)
+            loss = -out.log_probs.sum()
+        self.kept = live.now
+        del out
+        live.begin_phase()
+        loss.backward()
+
+
+def _tensors(given: dict[str, Any]) -> list[torch.Tensor]:
+    return [value for value in given.values() if isinstance(value, torch.Tensor)]
+
+
+def _mark_layers(stack: Any, live: LiveBytes) -> None:
+    """Begin a phase where the gradient of a layer's output is there, and its own backward pass begins."""
+
+    def mark(module: Any, args: Any, out: Any) -> None:
+        hidden = out[0] if isinstance(out, tuple) else out
+        if len(live.peaks) == 1 and hidden.requires_grad:
+            hidden.register_hook(lambda _: live.begin_phase())
+
+    for layer in stack:
+        layer.register_forward_hook(mark)
+
+
+def _drop_gradients(model: Any, setting: Setting) -> None:
+    """Gradients that are added to others, or handed to other processes, do not stay."""
+    if setting.keeps_gradients:
+        return
+
+    def drop(weight: torch.Tensor) -> None:
+        weight.grad = None
+
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.register_post_accumulate_grad_hook(drop)
+
+
+def _kernels(setting: Setting) -> contextlib.AbstractContextManager[Any]:
+    return as_on_gpu.gpu_kernels() if setting.on_gpu else contextlib.nullcontext()
+
+
+def _autocast(setting: Setting) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast("cpu", getattr(torch, setting.autocast)) if setting.autocast else contextlib.nullcontext()
+
+
+def _weights(model: Any, skeleton: Skeleton, layers: list[int]) -> Iterator[Weight]:
+    """Every parameter of the whole model, those of like layers together."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    for name, weight in model.named_parameters():
+        place = _layer_of(name, skeleton.stack)
+        kind = None if place is None else skeleton.kinds[layers[place]]
+        if kind is not None and place != _first_of(kind, skeleton, layers):
+            continue
+        yield Weight(
+            name=name,
+            count=1 if kind is None else skeleton.counts[kind],
+            elements=weight.numel(),
+            itemsize=weight.element_size(),
+            trained=weight.requires_grad,
+            embedding=id(weight) in embeddings,
+            columns=weight.shape[-1] if weight.dim() == 2 else 0,
+            layer=kind,
+        )
+
+
+def _first_of(kind: int, skeleton: Skeleton, layers: list[int]) -> int:
+    return next(place for place, layer in enumerate(layers) if skeleton.kinds[layer] == kind)
+
+
+def _layer_of(name: str, stack: str) -> int | None:
+    """The place in the stack of a parameter's layer; peft puts names in front."""
+    _, found, rest = name.partition(f"{stack}.")
+    number = rest.split(".", 1)[0]
+    return int(number) if found and number.isdigit() else None
