@@ -2,6 +2,7 @@
 
     python -m train.preflight --config configs/train/X.yaml [--accelerate_config configs/accelerate/NAME.yaml]
         [--nodes N --gpus_per_node N --gpu_memory_gib GIB --suggest]    # memory, disk and hours as well
+    python -m train.preflight --model ID    # of a model alone
 
 `train.sft` runs the same checks as its first step. Exit code 0 with a summary, or 2 with every problem found.
 """
@@ -50,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"{speaker('train.preflight')}: error: {error}", file=sys.stderr)
         return 2
-    report = _examine_flags(run_flags, own)
+    asked = asked_of(own)
+    report = _examine_model(run_flags, asked) if asked.model else _examine_flags(run_flags, own, asked)
     _print(report)
     return 2 if report.problems else 0
 
@@ -85,7 +87,21 @@ def _flag_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _examine_flags(run_flags: list[str], own: argparse.Namespace) -> Report:
+def _examine_model(run_flags: list[str], asked: Asked) -> Report:
+    """A model alone."""
+    if run_flags:
+        return Report(problems=[f"--model: expected no options of a run next to it, found {' '.join(run_flags)}"])
+    from train.memory.model_page import model_lines
+
+    report = Report()
+    try:
+        report.summary += model_lines(str(asked.model), asked)
+    except (ValueError, OSError) as error:
+        report.problems.append(f"--model {asked.model}: {error}")
+    return report
+
+
+def _examine_flags(run_flags: list[str], own: argparse.Namespace, asked: Asked) -> Report:
     try:
         config = load_run_config(run_flags)
     except ValueError as error:
@@ -94,7 +110,6 @@ def _examine_flags(run_flags: list[str], own: argparse.Namespace) -> Report:
         launch = _read_launch(own.accelerate_config, report)
         report.problems += [*(check_launch(launch, own.num_processes) if launch else ()), str(error)]
         return report
-    asked = asked_of(own)
     world_size = own.num_processes or asked.processes
     report = examine(
         config,

@@ -41,6 +41,7 @@ class Tiny(NamedTuple):
 TINY = {
     "at_scale": Tiny("--block-mib 1", "measured assumed derived"),
     "bench_documentwise": Tiny("--data {data} --seq-lens 256 --steps 1", "padding step"),
+    "bench_fit": Tiny("--hidden 64 --layers 3 --tokens 256 --only full", "full worst"),
     "bench_memory": Tiny("--size-gb 0.0002 --num-workers 1", "peak_gib_per_worker stages"),
     "bench_packing": Tiny("--data {data} --seq-lens 256 512", "alpaca alpaca_joined"),
     "bench_plan": Tiny("--documents 2000 --curve 3000", "seconds cpu_seconds peak_gib efficiency curve"),

@@ -21,6 +21,8 @@ class Asked:
     mfu: float | None = None
     save_gib_per_second: float | None = None
     suggest: bool = False
+    model: str | None = None
+    seq_len: int | None = None
 
     @property
     def processes(self) -> int | None:
@@ -57,6 +59,8 @@ def add_flags(parser: argparse.ArgumentParser, once: type[argparse.Action]) -> N
     add("--mfu", positive, "SHARE", "share of the GPU's peak that is used (default: measured on one H200)")
     add("--tokens_per_second", positive, "N", "of one GPU, as an earlier run logged it: gives the hours")
     add("--save_gib_per_second", positive, "N", "bandwidth of the disk: gives the time that a checkpoint takes")
+    add("--model", str, "ID", "instead of a run: what a model needs, for each way to train it; a hub id or a folder")
+    add("--seq_len", whole_number, "N", "tokens of a row, with --model (default 4096); a run has those of its shards")
     text = "propose ZeRO stage or offload, micro-batch, accumulation and checkpointing for these GPUs"
     group.add_argument("--suggest", action="store_true", help=text)
 

@@ -1,7 +1,8 @@
 """The most memory that a training step takes on one rank, by part.
 
-Three moments compete: the passes (all activations are there), the end of the backward pass (all gradients), and the
-optimizer's step. What they hold is counted by `train.memory.tracing` and `train.memory.states`.
+Four moments compete: the end of the forward pass, with the loss and its gradient; the backward pass of the last layers,
+where nearly all activations are there; the end of the backward pass, with all gradients; and the optimizer's step. What
+they hold is counted by `train.memory.tracing` and `train.memory.states`.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ def estimate(skeleton: Skeleton, setting: Setting, traced: Traced | None = None)
     traced = traced or tracing.trace(skeleton, setting)
     found = held(traced.weights, setting, hidden_size(skeleton))
     moments = {
-        "forward and backward": _passes(traced, found, traced.most),
-        "the end of the backward pass": _passes(traced, found, traced.bottom, late=True),
+        "the end of the forward pass": _passes(traced, found, traced.early),
+        "the backward pass": _passes(traced, found, traced.upper, further=found.in_backward),
+        "the end of the backward pass": _passes(traced, found, traced.bottom, further=found.in_backward, late=True),
         "the optimizer's step": _step(found, setting),
     }
     moment, parts = max(moments.items(), key=lambda item: sum(item[1].values()))
@@ -78,7 +80,7 @@ def estimate(skeleton: Skeleton, setting: Setting, traced: Traced | None = None)
     )
 
 
-def _passes(traced: Traced, found: Held, most: int, late: bool = False) -> dict[str, int]:
+def _passes(traced: Traced, found: Held, most: int, *, further: int = 0, late: bool = False) -> dict[str, int]:
     kept = 0 if late else min(traced.kept, most)
     parts = {
         "weights": found.weights,
@@ -86,7 +88,7 @@ def _passes(traced: Traced, found: Held, most: int, late: bool = False) -> dict[
         "optimizer states": found.optimizer,
         "activations": kept,
         "loss head and layer at work": most - kept,
-        "buffers": found.buffers,
+        "buffers": found.buffers + further,
     }
     return {name: size for name, size in parts.items() if size}
 

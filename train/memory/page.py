@@ -80,6 +80,10 @@ def notes(setting: Setting) -> Iterator[str]:
         yield f"memory: counted with the CPU's {setting.attention}; a GPU's may keep its mask in another form"
     if setting.row_ranks > 1:
         yield "memory: counted without the buffers in which ranks exchange tokens for heads"
+    if setting.sharding.stage == 3:
+        yield "memory: ZeRO-3 took 8 to 16 % more than estimated on two CPU processes: leave room (docs/benchmarks.md)"
+    if setting.bits:
+        yield "memory: quantised weights took 10 % more than estimated on a CPU: leave room (docs/benchmarks.md)"
     if setting.sharding.kind == "ddp" and setting.on_gpu:
         yield "memory: counted for DDP; a launch file (--accelerate_config) says how the processes shard"
     yield "memory: the longest rows, each token trained; evaluations and sample answers are not counted"

@@ -41,6 +41,7 @@ class Held:
     gradients: int  # while passes run, where they do not grow in them
     optimizer: int  # with the fp32 weights that DeepSpeed keeps
     buffers: int  # of reductions, and weights gathered for a while
+    in_backward: int = 0  # more once the first gradients of weights are made
     late: int = 0  # more at the end of a backward pass
     step: int  # gradients, and what a step takes for a moment, in the place of `gradients` and of the passes
     paged: int = 0  # optimizer states that leave the GPU when it is full
@@ -119,16 +120,27 @@ def _zero12(weights: Sequence[Weight], setting: Setting) -> Held:
         host = 4 * part + states.gpu + states.paged + (4 + width) * part
         host += width * part if setting.accumulation > 1 else 0
         at_once = width * _largest(learning)
-        return Held(weights=_bytes(weights), gradients=0, optimizer=0, buffers=bucket + at_once, step=0, host=host)
+        return Held(
+            weights=_bytes(weights),
+            gradients=0,
+            optimizer=0,
+            buffers=at_once,
+            in_backward=bucket,
+            step=0,
+            host=host,
+        )
     accumulated = number if stage == 1 else part
     gradients = width * accumulated if setting.accumulation > 1 else 0
     own_copy = width * part  # `grads_in_partition`: from the first full bucket on, else at the end
     is_early = stage == 2 and number > _number(zero, "reduce_bucket_size", 0)
+    # Made with the first gradient, given back when gradients are reduced: in stage 1 after the last micro-batch alone.
+    stays = stage == 1 and setting.accumulation > 1
     return Held(
         weights=_bytes(weights),
-        gradients=gradients + (own_copy if is_early else 0),
+        gradients=gradients,
         optimizer=4 * part + states.gpu,
-        buffers=bucket,
+        buffers=bucket if stays else 0,
+        in_backward=(0 if stays else bucket) + (own_copy if is_early else 0),
         late=0 if is_early else own_copy,
         step=_flat_step(setting, part, width, part),
         paged=states.paged,
@@ -216,7 +228,8 @@ def _fsdp2(weights: Sequence[Weight], setting: Setting) -> Held:
         weights=4 * part + -(-_bytes(frozen) // processes),
         gradients=4 * part,
         optimizer=sum(s.gpu for s in states) // processes,
-        buffers=gathered + reduced,
+        buffers=gathered,
+        in_backward=reduced,
         late=late,
         step=4 * part + for_a_moment(setting.optim, part, 0, 4, on_gpu=setting.on_gpu),
     )

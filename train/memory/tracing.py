@@ -55,9 +55,9 @@ class Traced:
     weights: tuple[Weight, ...]
 
     @property
-    def most(self) -> int:
-        """Before the end of the backward pass."""
-        return max(self.forward, self.head, self.upper)
+    def early(self) -> int:
+        """Before a layer is differentiated."""
+        return max(self.forward, self.head)
 
 
 _COUNTS = ("forward", "head", "upper", "bottom", "kept")

@@ -120,3 +120,21 @@ class TestFit:
         change = cheapest(fit)
         assert change is not None
         assert list(change.lines(fit.setting)) == ["gradient_checkpointing: true"]
+
+
+class TestModel:
+    def test_page_of_a_model_alone(self, tmp_path, capsys):
+        model = write_model(tmp_path / "model")
+        Qwen3Config(**SHAPE, pad_token_id=None).save_pretrained(model)
+        assert main(["--model", str(model), "--seq_len", "256", "--gpu_memory_gib", "4"]) == 0
+        out = capsys.readouterr().out
+        assert "attention    varlen (torch's own flash kernel)" in out
+        assert "template     none" in out
+        assert "lora_target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]" in out
+        assert len(re.findall(r"^ {13}\S.* GiB +[\d.]+ GiB +at most", out, re.M)) == 6
+
+    def test_not_next_to_a_run_or_without_its_config(self, gpu_flags, tmp_path, capsys):
+        assert main(["--model", str(tmp_path), *gpu_flags]) == 2
+        assert "--model: expected no options of a run next to it" in capsys.readouterr().err
+        assert main(["--model", str(tmp_path / "nowhere")]) == 2
+        assert "nowhere" in capsys.readouterr().err

@@ -111,12 +111,15 @@ class TestZero:
         assert (found.weights, found.gradients) == (2 * ELEMENTS, 2 * ELEMENTS)
         assert found.optimizer == (4 + 8) * ELEMENTS // 4
         assert found.step == (2 + 2 + 4) * ELEMENTS // 4
+        assert (found.buffers, found.in_backward) == (2 * 1000, 0)  # kept from the first micro-batch to the last
+        once = held(WEIGHTS, dataclasses.replace(zero(1), accumulation=1), 64)
+        assert (once.buffers, once.in_backward) == (0, 2 * 1000)
 
     def test_stage_2(self):
         found = held(WEIGHTS, zero(2, overlap_comm=True), 64)
-        assert found.buffers == 2 * 2 * 1000
-        # accumulated, and those of the pass that runs, as the bucket is smaller than the model
-        assert found.gradients == 2 * 2 * ELEMENTS // 4
+        assert (found.buffers, found.gradients) == (0, 2 * ELEMENTS // 4)
+        # two buckets, and the part's gradients of the pass that runs, as the bucket is smaller than the model
+        assert found.in_backward == 2 * 2 * 1000 + 2 * ELEMENTS // 4
         assert found.optimizer == 12 * ELEMENTS // 4
 
     def test_stage_3(self):
