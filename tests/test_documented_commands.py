@@ -183,7 +183,8 @@ def run_problem(name: str, words: list[str]) -> str | None:
             return f"there is no option --{flag}"
         if flag in ("config", "accelerate_config") and value.startswith("configs/") and not (ROOT / value).is_file():
             return f"there is no file {value}"
-    return None if "config" in flags else "--config is missing"
+    alone = name == "train.preflight" and "model" in flags
+    return None if "config" in flags or alone else "--config is missing"
 
 
 class _Parsed(BaseException):

@@ -13,11 +13,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from data_prep.program_name import speaker, usage_name
+
 
 def main(argv: list[str] | None = None) -> int:
     """Write the page and say where it is."""
     parser = argparse.ArgumentParser(
-        prog="train.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=usage_name("train.report"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="output_dir of a run")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the first RUN_DIR")
@@ -31,9 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         page = render([read_run(path) for path in asked.run_dirs])
         write_text_atomically(output, page)
     except (ValueError, OSError) as error:
-        print(f"report: error: {error}", file=sys.stderr)
+        print(f"{speaker('train.report')}: error: {error}", file=sys.stderr)
         return 2
-    print(f"report: {output}")
+    print(f"{speaker('train.report')}: {output}")
     return 0
 
 

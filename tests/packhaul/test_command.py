@@ -72,6 +72,7 @@ WRONG = {
     "generate": ["--model", "absent", "--prompt", "x"],
     "add-tokens": ["--model", "absent", "--data", "absent", "--output", "x"],
     "check-nodes": ["--nope"],
+    "report": ["absent"],
     "trace": ["absent", "--step", "1"],
     "schema": ["nothing"],
     "diff": ["absent", "absent"],
