@@ -36,6 +36,7 @@ COMMANDS = {
     "add-tokens": Command("train.add_tokens", "give a model rows for the tokens of the shards' tokenizer"),
     "check-nodes": Command("train.check_nodes", "check the GPUs of this machine, or the nodes of a job"),
     "report": Command("train.report", "one page of a run or several: losses, speed, answers, options"),
+    "score": Command("train.score", "the loss of each document under a model; the worst ones show wrong labels"),
     "trace": Command("train.trace", "which documents a step trained, and when a document was trained"),
     "diff": Command("data_prep.diff_shards", "what differs between two shard directories: recipe, counts, documents"),
     "schema": Command("packhaul.schema", "print the JSON Schema of a recipe or a run config, for editors"),

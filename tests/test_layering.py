@@ -49,7 +49,7 @@ DATA_PREP: list[tuple[str, str | None]] = [
 ]
 TRAIN: list[tuple[str, str | None]] = [
     ("sft", BELOW),
-    ("preflight launch export generate add_tokens check_nodes trace report checkpoint.__main__", BELOW),
+    ("preflight launch export generate add_tokens check_nodes trace report score checkpoint.__main__", BELOW),
     ("memory", "checks loop model config run.model_identity data_prep.shards"),
     (
         "checks",
@@ -58,6 +58,7 @@ TRAIN: list[tuple[str, str | None]] = [
     ("tracing", "loop checkpoint run data_prep.shards data_prep.provenance data_prep.packed_rows"),
     ("loop", "model checkpoint config run run_report data_prep.shards"),
     ("run_report", "checkpoint run"),
+    ("scoring", "run data_prep.packed_rows data_prep.shards"),
     ("model", "config run data_prep.shards"),
     ("serving", "checkpoint run data_prep.shards data_prep.strict_files"),
     ("node_check", "run data_prep.shards"),

@@ -73,6 +73,7 @@ WRONG = {
     "add-tokens": ["--model", "absent", "--data", "absent", "--output", "x"],
     "check-nodes": ["--nope"],
     "report": ["absent"],
+    "score": ["absent", "absent"],
     "trace": ["absent", "--step", "1"],
     "schema": ["nothing"],
     "diff": ["absent", "absent"],

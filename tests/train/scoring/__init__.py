@@ -1,0 +1,1 @@
+"""train.scoring and train.score."""

@@ -1,0 +1,1 @@
+"""The loss of each document of a split under a model."""
