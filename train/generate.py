@@ -1,6 +1,7 @@
 """Entry: stream answers of an exported model to prompts, next to those of its base model.
 
     python -m train.generate --model DIR --prompt "..." [--prompt "..."] [--repeat 10] [--base_model DIR]
+    python -m train.generate --model DIR --chat
 
 Sampling options have the names of transformers; what is not given is the model's own (generation_config.json).
 """
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.program_name import refusal, usage_name
 from train.serving.chat_model import Answer, check_folder
 from train.serving.prompt_rows import Chat, ask, check_chat, read_chat
+from train.serving.variation import variation
 
 if TYPE_CHECKING:
     from train.serving.chat_model import ChatModel
@@ -31,13 +33,26 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(encoding="utf-8")  # whatever the locale: a cluster's is often C
     options = _parse(arguments)
     try:
-        chats = read_chats(options.prompt, options.prompts, options.system)
         check_folder(options.model)
+        if options.chat:
+            talk(options)
+            return
+        chats = read_chats(options.prompt, options.prompts, options.system)
         models = load_models(options.model, options.base_model)
         with _writer(options.output) as write:
             answer_all(models, chats, options, write)
     except ValueError as error:
         raise refusal("train.generate", error) from None
+
+
+def talk(options: argparse.Namespace) -> None:
+    """A conversation in the terminal."""
+    from train.serving.chat_model import load
+    from train.serving.chat_session import ChatSession, prepare_terminal
+
+    prepare_terminal()
+    model, how = load(options.model), {"system": options.system, "enable_thinking": options.enable_thinking}
+    ChatSession(model, _overrides(options), seed=options.seed, **how).run()
 
 
 def read_chats(prompts: list[str], file: str | None, system: str | None) -> list[Chat]:
@@ -90,6 +105,7 @@ def answer_all(
             ids = model.prompt_ids(chat.messages, chat.tools, options.enable_thinking)
             if options.repeat > 1 and not model.generation_config(overrides, len(ids)).do_sample:
                 print(f"{model.name} does not sample: all answers will be the same", file=sys.stderr)
+            answers = []
             for repeat in range(options.repeat):
                 if not only_one:
                     print(_heading(model, models, repeat, options.repeat), end="", flush=True)
@@ -97,6 +113,9 @@ def answer_all(
                 answer = model.answer(ids, overrides, seed=seed, on_text=lambda text: print(text, end="", flush=True))
                 print(flush=True)
                 write(_row(model, chat, answer, repeat, seed, overrides))
+                answers.append(answer.text)
+            if options.repeat > 1:
+                print(variation(answers))
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -107,6 +126,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--base_model", metavar="DIR", help="answer with this model too, before the tuned one")
     add("--prompt", action="append", default=[], help='a question; may be given again; "-" reads standard input')
     add("--prompts", metavar="FILE", help="one question per line, or .jsonl rows: `prompt` or `messages`, `tools`")
+    add("--chat", action="store_true", help="talk with the model in the terminal; /help lists its commands")
     add("--system", help="system message for the chats that have none of their own")
     add("--enable_thinking", type=_boolean, metavar="true|false", help="ask the model to think first, or not to")
     add("--repeat", type=_positive, default=1, metavar="N", help="ask the same question N times")
@@ -119,14 +139,18 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     group.add_argument("--top_p", type=_share)
     group.add_argument("--top_k", type=_count, help="0: no limit")
     group.add_argument("--repetition_penalty", type=_above_zero)
+    group.add_argument("--stop", action="append", dest="stop_strings", metavar="TEXT", help="end an answer after it")
     options = parser.parse_args(arguments)
-    if not options.prompt and not options.prompts:
-        parser.error("nothing to ask: give --prompt or --prompts")
+    if not (options.prompt or options.prompts or options.chat):
+        parser.error("nothing to ask: give --prompt or --prompts, or --chat")
+    others = [name for name in ("prompt", "prompts", "base_model", "output") if getattr(options, name)]
+    if options.chat and (others or options.repeat > 1):
+        parser.error(f"--chat asks one model, one question after the other: leave out --{(others or ['repeat'])[0]}")
     return options
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "repetition_penalty")
+    names = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "stop_strings")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 

@@ -241,3 +241,35 @@ def test_help_and_errors_come_before_the_heavy_imports():
     for arguments in (["--help"], ["--model", "/nonexistent", "--prompt", "x"]):
         done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
         assert done.stdout.endswith("HEAVY []\n"), done.stdout + done.stderr
+
+
+def test_a_conversation_in_the_terminal(taught, monkeypatch, capsys):
+    lines = iter(["Say hello.", "/reset", "사과는 왜 빨간가요?"])
+
+    def read(prompt):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    ask(taught, "--chat")
+    shown = capsys.readouterr().out
+    assert all(answer in shown for answer in LESSONS.values())
+
+
+def test_an_answer_ends_after_a_stop_text(taught, capsys):
+    ask(taught, "--prompt", "Say hello.", "--stop", "my")
+    assert capsys.readouterr().out == "Hello, my\n"
+
+
+def test_repeated_answers_are_compared(taught, capsys):
+    ask(taught, "--prompt", "Say hello.", "--repeat", "2")
+    assert "1 of 2 answers differ; two of them are alike by 1.00" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--prompt", "x"], ["--repeat", "2"], ["--base_model", "x"]])
+def test_a_conversation_has_one_model_and_no_prompts(words, capsys):
+    with pytest.raises(SystemExit):
+        generate.main(["--model", "x", "--chat", *words])
+    assert "--chat asks one model" in capsys.readouterr().err

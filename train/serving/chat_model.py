@@ -182,7 +182,11 @@ class ChatModel:
         prompt = torch.tensor([ids], device=self.model.device)
         set_seed(seed)
         self.model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), generation_config=config, streamer=_Listener(on_token)
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            generation_config=config,
+            streamer=_Listener(on_token),
+            tokenizer=self.tokenizer if config.stop_strings else None,
         )
         give(stream.finish())
         return Answer("".join(pieces), len(ids), len(generated), bool(generated) and generated[-1] in ends)
