@@ -56,7 +56,7 @@ def test_all_kinds_are_shipped():
 
 
 # Two of a kind are enough with every file; those for one GPU are tried with each kind of file.
-FOR_ONE_GPU = {"example_one_gpu", "example_lora_80gb"}
+FOR_ONE_GPU = {"example_one_gpu", "example_lora_80gb", "medical_qa"}
 KINDS = {"single_gpu", "zero2_offload", "zero3", "zero3_ep", "fsdp2", "cpu_zero2"}
 PAIRS = [
     pytest.param(launch, train, id=f"{launch.stem}-{train.stem}")
