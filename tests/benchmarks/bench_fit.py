@@ -79,7 +79,7 @@ def measure(name: str, folder: Path, asked: argparse.Namespace) -> dict[str, Any
     if launch:
         starts = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch)]
     quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    subprocess.run([*starts, *own], cwd=ROOT, check=True, env={**os.environ, **quiet}, stdout=sys.stderr)
+    subprocess.run([*starts, *own], cwd=ROOT, check=True, env={**os.environ, **quiet}, stdout=2)  # its errors
     measured = json.loads((place / "measured.json").read_text())["peak"]
     found = estimate(config, launch)
     print(f"{name}: {found.peak / MIB:.0f} MiB estimated, {measured / MIB:.0f} measured", file=sys.stderr, flush=True)

@@ -53,7 +53,7 @@ TINY = {
         "--data {data} --rounds 2", "packhaul trl_rows packhaul_to_trl_rows packhaul_python_to_trl_text", here=True
     ),
     "bench_step": Tiny("--rounds 1 --sizes 0.2M", "ratio_to_bare trl_ratio_to_bare data_wait_share"),
-    "roofline": Tiny("--cases 1.7B_full_eager", "device cases", here=True),
+    "roofline": Tiny("--cases 1.7B_full_eager", "device cases"),
     # Nothing is learnt from so few rows: it says so, and ends with 1.
     "quickstart": Tiny("--output {folder}/quickstart", "before after seconds", code=1),
     "real_data": Tiny("--data {data} --output {folder} --steps 2", "mixture stories260K", here=True),
