@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from train.run_report.run_files import read_run
 log = logging.getLogger(__name__)
 
 FILE = "report.html"
+READ = ("log_history", "global_step", "max_steps", "best_model_checkpoint")  # of the trainer's state
 
 
 class ReportPage(TrainerCallback):
@@ -27,6 +27,7 @@ class ReportPage(TrainerCallback):
             return
         path = Path(args.output_dir) / FILE
         try:
-            write_text_atomically(path, render([read_run(path.parent, asdict(state))]))
+            now = {name: getattr(state, name) for name in READ}
+            write_text_atomically(path, render([read_run(path.parent, now)]))
         except Exception as error:  # whatever it is: a page is no reason to end a run
             log.warning(f"{path} is not written: {type(error).__name__}: {error}")
