@@ -56,7 +56,7 @@ TRAIN: list[tuple[str, str | None]] = [
         "config model.attention model.sequence_limits run.model_identity data_prep.shards data_prep.strict_files",
     ),
     ("tracing", "loop checkpoint run data_prep.shards data_prep.provenance data_prep.packed_rows"),
-    ("loop", "model checkpoint config run run_report data_prep.shards"),
+    ("loop", "model checkpoint config run run_report serving data_prep.shards"),
     ("run_report", "checkpoint run"),
     ("scoring", "run data_prep.packed_rows data_prep.shards"),
     ("model", "config run data_prep.shards"),

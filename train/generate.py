@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.program_name import refusal, usage_name
 from train.serving.chat_model import Answer, check_folder
-from train.serving.prompt_rows import Chat, ask, check_chat, read_chat
+from train.serving.prompt_rows import Chat, ask, check_chat, read_file
 from train.serving.variation import variation
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def read_chats(prompts: list[str], file: str | None, system: str | None) -> list
     """
     chats = [ask(sys.stdin.read().strip() if p == "-" else p) for p in prompts]
     if file:
-        chats += _read_file(Path(file))
+        chats += read_file(Path(file), "--prompts")
     for chat in chats:
         if system and chat.messages[0]["role"] != "system":
             chat.messages.insert(0, {"role": "system", "content": system})
@@ -194,30 +194,6 @@ def _writer(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     with file:
         yield lambda row: print(json.dumps(row, ensure_ascii=False), file=file, flush=True)
     temporary.replace(path)
-
-
-def _read_file(path: Path) -> list[Chat]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would cut at U+2028 inside JSON text
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--prompts {path}: expected a UTF-8 text file: {error}") from None
-    parse = _parse_row if path.suffix in (".jsonl", ".json") else _parse_line
-    chats = [parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not chats:
-        raise ValueError(f"--prompts {path}: expected at least one prompt, found none")
-    return chats
-
-
-def _parse_line(line: str, where: str) -> Chat:
-    return ask(line.strip())
-
-
-def _parse_row(line: str, where: str) -> Chat:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: expected a JSON object on the line: {error}") from None
-    return read_chat(row, where)
 
 
 def _positive(text: str) -> int:

@@ -190,6 +190,7 @@ def examine(
         _check_rows(config, manifest, report)
     sources = [s["name"] for s in manifest["sources"] if s.get("eval_documents", 1)] if manifest else []
     report.problems += check_schedule(config, manifest["splits"]["eval"]["rows"] if manifest else None, sources)
+    report.problems += _check_questions(config)
     if processes is None:
         assumed = _assumed(config)
         report.notes.append(f"the number of processes is not known (--num_processes N): the numbers are for {assumed}")
@@ -199,6 +200,20 @@ def examine(
     if manifest and manifest["splits"]["train"]["rows"]:
         _describe(config, manifest, processes or _assumed(config), launch, report)
     return report
+
+
+def _check_questions(config: RunConfig) -> Iterator[str]:
+    """Of a file of sample questions."""
+    from train.serving.prompt_rows import read_file
+
+    if not config.own.sample_questions:
+        return
+    if config.value("eval_strategy") == "no":
+        yield "sample_questions: they are asked at each evaluation, and there is none: write eval_strategy: steps"
+    try:
+        read_file(Path(config.own.sample_questions), "sample_questions")
+    except ValueError as error:
+        yield str(error)
 
 
 def _assumed(config: RunConfig) -> int:

@@ -71,6 +71,10 @@ class OwnOptions:
     sample_prompts: int = _own(
         "Held-out prompts per source that are answered at each evaluation, into samples.jsonl and W&B. 0: none.", 2
     )
+    sample_questions: str | None = _own(
+        "File of questions of your own that are answered as well: one on each line, or .jsonl rows of prompt or "
+        "messages, as train.generate --prompts reads them. The same ones before and after show what is forgotten."
+    )
     sample_max_new_tokens: int = _own("Longest such answer, in tokens.", 64)
     early_stopping_patience: int | None = _own(
         "Stop after this number of evaluations in a row without a better metric_for_best_model. Not given: never."

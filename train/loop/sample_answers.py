@@ -17,11 +17,14 @@ from train.model.expert_parallel import holds_a_part
 from train.run import atomic_files, watchdog
 from train.run.atomic_files import write_text_atomically
 from train.run.distributed import gather, is_first
+from train.serving.chat_model import ChatModel
+from train.serving.prompt_rows import check_chat, read_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 FILE = "samples.jsonl"
+QUESTIONS = "sample_questions"  # stands for the source of questions of one's own
 COLUMNS = ("step", "source", "prompt", "answer", "reference")
 
 
@@ -49,6 +52,27 @@ def choose_prompts(rows: Dataset, source_names: list[str], per_source: int, most
         if all(len(prompts) == per_source for prompts in found.values()):
             break
     return [prompt for prompts in found.values() for prompt in prompts]
+
+
+def own_questions(file: str, tokenizer: Any, most_tokens: int) -> list[Prompt]:
+    """The questions of a file, through the tokenizer's chat template; without a reference.
+
+    Raises:
+        ValueError: the file cannot be read, or a question is refused by the template or longer than `most_tokens`.
+    """
+    chats = read_file(Path(file), "sample_questions")
+    model = ChatModel(f"sample_questions {file}", None, tokenizer)
+    prompts = []
+    for number, chat in enumerate(chats, 1):
+        check_chat(chat)
+        ids = model.prompt_ids(chat.messages, chat.tools)
+        if len(ids) > most_tokens:
+            raise ValueError(
+                f"sample_questions {file}: question {number} has {len(ids)} tokens, at most {most_tokens} leave room "
+                "for an answer (seq_len less sample_max_new_tokens): shorten it"
+            )
+        prompts.append(Prompt(source=QUESTIONS, prompt_ids=ids, reference_ids=[]))
+    return prompts
 
 
 class Sampler:

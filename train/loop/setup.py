@@ -18,7 +18,7 @@ from train.config.steps import rows_per_step_of, steps_per_epoch
 from train.loop import console, tracker_ends
 from train.loop.data import load_split, number_rows, pad_to_multiple
 from train.loop.report_page import ReportPage
-from train.loop.sample_answers import Sampler, choose_prompts
+from train.loop.sample_answers import Sampler, choose_prompts, own_questions
 from train.loop.trainer import PackedSFTTrainer
 from train.loop.wandb_run import use_safe_wandb
 from train.model import (
@@ -171,7 +171,10 @@ def _make_sampler(
     """None if no held-out prompt fits."""
     new_tokens = config.own.sample_max_new_tokens
     names = [source["name"] for source in manifest["sources"]]
-    prompts = choose_prompts(eval_rows, names, config.own.sample_prompts, most_tokens=manifest["seq_len"] - new_tokens)
+    most_tokens = manifest["seq_len"] - new_tokens
+    prompts = choose_prompts(eval_rows, names, config.own.sample_prompts, most_tokens)
+    if config.own.sample_questions:
+        prompts += own_questions(config.own.sample_questions, tokenizer, most_tokens)
     if not prompts:
         return None
     return Sampler(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 Message = dict[str, Any]
@@ -65,6 +66,39 @@ def read_chat(row: Any, where: str) -> Chat:
         last = messages[-1]["role"]
         raise ValueError(f"{where}: expected a chat that ends with the user's turn or a tool's result, found {last!r}")
     return Chat(messages, tools)
+
+
+def read_file(path: Path, option: str) -> list[Chat]:
+    """The chats of a file: JSONL rows as `read_chat` reads them; under any other name than .jsonl or .json, a question
+    on each line. Empty lines are passed over.
+
+    Args:
+        option: that names the file, for messages.
+
+    Raises:
+        ValueError: it cannot be read or asks nothing, or a row is no chat; names file and line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would cut at U+2028 inside JSON text
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{option} {path}: expected a UTF-8 text file: {error}") from None
+    parse = _parse_row if path.suffix in (".jsonl", ".json") else _parse_line
+    chats = [parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not chats:
+        raise ValueError(f"{option} {path}: expected at least one prompt, found none")
+    return chats
+
+
+def _parse_line(line: str, where: str) -> Chat:
+    return ask(line.strip())
+
+
+def _parse_row(line: str, where: str) -> Chat:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: expected a JSON object on the line: {error}") from None
+    return read_chat(row, where)
 
 
 def check_chat(chat: Chat) -> None:
