@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.program_name import refusal, usage_name
 from train.checkpoint.shard_files import MODEL
+from train.config.flag_types import positive
 from train.run.atomic_files import DIGEST, flush, rename, write_json_atomically
 from train.run.model_identity import difference, model_digests
 from train.serving.export_source import Exported, Shards, check_bytes, find_exported, find_shards
@@ -159,7 +160,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--data", metavar="DIR", help="the shard directory, if it is not where run.json says")
     add("--base_model", metavar="DIR_OR_ID", help="LoRA: the base model, if it is not where the adapter says")
     add("--keep_adapter", action="store_true", help="LoRA: do not merge; the result needs its base model and peft")
-    add("--tolerance", type=_above_zero, metavar="NATS", help="largest difference that counts as rounding")
+    add("--tolerance", type=positive, metavar="NATS", help="largest difference that counts as rounding")
     add("--push_to_hub", metavar="ID", help="upload there afterwards, with the hub's own login")
     add("--private", action="store_true", help="make the hub repository private")
     options = parser.parse_args(arguments)
@@ -256,16 +257,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:  # packhaul itself, when run from a clone
             continue
     return found
-
-
-def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
-    return value
 
 
 def _refuse_existing(output: Path) -> None:

@@ -25,9 +25,10 @@ from train.checks.launch import Launch, check_launch, check_launch_against, laun
 from train.checks.model_files import check_model, expert_notes, model_notes
 from train.checks.row_parts import check_parts, parts_lines, parts_notes
 from train.checks.run_schedule import check_schedule, compiling_notes, derive, schedule_lines, schedule_notes
+from train.config.flag_types import whole_number
 from train.config.option_help import help_text
 from train.config.run_config import RunConfig, load_run_config
-from train.memory.asked import Asked, add_flags, asked_of, whole_number
+from train.memory.asked import Asked, add_flags, asked_of
 
 
 @dataclass(kw_only=True)

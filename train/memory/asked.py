@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from train.config.flag_types import positive, whole_number
+
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
@@ -63,21 +65,3 @@ def add_flags(parser: argparse.ArgumentParser, once: type[argparse.Action]) -> N
     add("--seq_len", whole_number, "N", "tokens of a row, with --model (default 4096); a run has those of its shards")
     text = "propose ZeRO stage or offload, micro-batch, accumulation and checkpointing for these GPUs"
     group.add_argument("--suggest", action="store_true", help=text)
-
-
-def whole_number(text: str) -> int:
-    """Of 1 or more."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text!r}")
-    return int(text)
-
-
-def positive(text: str) -> float:
-    """A number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
-    return number
