@@ -17,13 +17,13 @@ from train.model.expert_parallel import holds_a_part
 from train.run import atomic_files, watchdog
 from train.run.atomic_files import write_text_atomically
 from train.run.distributed import gather, is_first
+from train.run_report.run_files import SAMPLES, read_samples
 from train.serving.chat_model import ChatModel
 from train.serving.prompt_rows import check_chat, read_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FILE = "samples.jsonl"
 QUESTIONS = "sample_questions"  # stands for the source of questions of one's own
 COLUMNS = ("step", "source", "prompt", "answer", "reference")
 
@@ -85,7 +85,7 @@ class Sampler:
     def __init__(
         self, prompts: list[Prompt], tokenizer: Any, run_dir: Path, *, end_token_ids: list[int], max_new_tokens: int
     ):
-        self._prompts, self._tokenizer, self._file = prompts, tokenizer, run_dir / FILE
+        self._prompts, self._tokenizer, self._file = prompts, tokenizer, run_dir / SAMPLES
         self._end, self._max_new_tokens = end_token_ids, max_new_tokens
 
     def __call__(self, model: Any, step: int) -> list[dict[str, Any]]:
@@ -137,10 +137,3 @@ class Sampler:
         """Write them to the file, in place of those of this and later steps, which a resumed run makes again."""
         kept = [row for row in read_samples(self._file) if row["step"] < step]
         write_text_atomically(self._file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in kept + rows))
-
-
-def read_samples(file: Path) -> list[dict[str, Any]]:
-    """The rows of such a file, in order; none if there is no file."""
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]

@@ -47,11 +47,11 @@ def render(runs: list[Run]) -> str:
 def summary(run: Run, index: int) -> dict[str, Any]:
     """What a run is and where it stands."""
     last = {key: value for entry in run.history for key, value in entry.items()}
-    state = "finished" if run.finished else f"at step {run.step:,}"
+    state = f"finished after {run.step:,} steps" if run.finished else f"at step {run.step:,} of {run.max_steps:,}"
     return {
         "name": run.name,
-        "colour": colour(index),
-        "state": f"{state} of {run.max_steps:,}" if not run.finished else f"finished after {run.step:,} steps",
+        "colour": colour(2 * index),  # as in the charts
+        "state": state,
         "path": str(run.path),
         "model": run.record.get("model_name_or_path"),
         "data": run.record.get("data"),
@@ -98,7 +98,7 @@ def loss_chart(runs: list[Run], source: str) -> dict[str, Any] | None:
 def metric_chart(runs: list[Run], name: str, title: str) -> dict[str, Any] | None:
     """Of one metric of the steps."""
     curves = [Curve(name=run.name, points=run.series(name), colour=colour(2 * i)) for i, run in enumerate(runs)]
-    return chart(title, curves, last_step(runs), zero=name not in ("loss",))
+    return chart(title, curves, last_step(runs), zero=True)
 
 
 def last_step(runs: list[Run]) -> int:

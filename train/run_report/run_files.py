@@ -74,7 +74,7 @@ def read_run(path: Path, state: dict[str, Any] | None = None) -> Run:
         best=Path(best).name if best else None,
         finished=(path / folders.MARKER).exists(),
         checkpoints=[(checkpoint.step, checkpoint.size) for checkpoint in checkpoints],
-        samples=_lines(path / SAMPLES),
+        samples=read_samples(path / SAMPLES),
         bad_steps=[json.loads(file.read_text("utf-8")) for file in sorted((path / BAD_STEPS).glob("step-*.json"))],
     )
 
@@ -90,7 +90,9 @@ def _newest_state(path: Path, checkpoints: list[Path]) -> dict[str, Any]:
     return max(states, key=lambda state: state.get("global_step", 0))
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
+def read_samples(file: Path) -> list[dict[str, Any]]:
+    """The rows of such a file, in order; none if there is no file."""
+    if not file.exists():
         return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    # splitlines would cut at U+2028 inside a text
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]

@@ -33,7 +33,7 @@ def make_run(folder: Path, **options) -> Path:
     (folder / "run.json").write_text(json.dumps(record))
     state = {"log_history": HISTORY, "global_step": 20, "max_steps": 40}
     (folder / "trainer_state.json").write_text(json.dumps(state))
-    sample = {"source": "ko", "prompt": "질문 <script>alert(1)</script>", "reference": "모범 답"}
+    sample = {"source": "ko", "prompt": "질문\u2028<script>alert(1)</script>", "reference": "모범 답"}
     lines = [{**sample, "step": step, "answer": f"답 {step}"} for step in (0, 20)]
     (folder / "samples.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     (folder / "bad_steps").mkdir()
@@ -56,12 +56,7 @@ def test_a_run_is_shown_whole(tmp_path, capsys):
     for said in ("가나", "at step 20 of 40", "8 processes", "-1.75", "질문", "답 20", "모범 답", "the loss is NaN"):
         assert said in words, said
     assert [title for title in ("Loss: ko", "Loss: 의학", "MFU") if title not in words] == []
-    assert (
-        "<script" not in page
-        and "http:" not in page
-        and "https:" not in page
-        and "nan" not in re.findall(r' d="([^"]+)"', page)
-    )
+    assert not re.search(r"<script|https?:| d=\"[^\"]*(nan|inf)", page)
 
 
 def test_what_is_drawn_is_what_was_logged(tmp_path):
