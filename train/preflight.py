@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from data_prep.program_name import speaker, usage_name
 from data_prep.shards import Manifest, check_files, read_manifest
+from train.checks.bf16_copies import check_copies
 from train.checks.deepspeed_file import deepspeed_notes
 from train.checks.disk_space import check_space, needed_space
 from train.checks.disk_space import describe as describe_space
@@ -184,6 +185,7 @@ def examine(
         report.problems += check_launch_against(launch, config, processes)
         report.notes += _launch_notes(launch)
     report.problems += [*_check_world(config, processes), *check_parts(config, processes)]
+    report.problems += check_copies(config, launch, processes)
     report.notes += parts_notes(config, launch, processes)
     manifest = _read_data(config, report, verify_data)
     report.problems += check_model(config, manifest)

@@ -66,6 +66,8 @@ class Case:
     shape: str
     compiled: bool
     checkpointing: bool = False
+    copies: bool = False  # bf16_copies
+    kept_logits: bool = False  # keep_logits_gib: logits are not computed a second time
     at_once: int = 1  # packed rows of a forward pass
     passes: int = 4  # forward passes of a step
     stage: str | None = None  # of tests/gpu/stages.py, that measures it
@@ -86,15 +88,22 @@ class Case:
         """What a layer does in one forward and backward pass."""
         from tests.benchmarks import traced_layer
 
-        count = traced_layer.compiled if self.compiled else traced_layer.eager
-        return count(SHAPES[self.shape], self.tokens, lora=self.lora, checkpointing=self.checkpointing)
+        how: dict[str, Any] = {"lora": self.lora, "checkpointing": self.checkpointing}
+        if not self.compiled:
+            return traced_layer.eager(SHAPES[self.shape], self.tokens, **how)
+        return traced_layer.compiled(SHAPES[self.shape], self.tokens, **how, copies=self.copies)
 
 
 CASES = {
-    "1.7B_full": Case(shape="1.7B", compiled=True, stage="full_compiled", profile="full_compiled_profile"),
+    # As configs/train/example_one_gpu.yaml and example_lora_80gb.yaml train; `passes` as a step of theirs has.
+    "1.7B_full": Case(shape="1.7B", compiled=True, copies=True, kept_logits=True, at_once=2, stage="full_copies"),
+    "8B_lora": Case(shape="8B_lora", compiled=True, kept_logits=True, passes=2, stage="lora_kept_logits"),
+    # Without one or the other.
+    "1.7B_full_copies_only": Case(shape="1.7B", compiled=True, copies=True, at_once=2),
+    "1.7B_full_autocast": Case(shape="1.7B", compiled=True, stage="full_compiled", profile="full_compiled_profile"),
     "1.7B_full_two_rows": Case(shape="1.7B", compiled=True, at_once=2, passes=2, stage="full_two_rows"),
     "1.7B_full_eager": Case(shape="1.7B", compiled=False, stage="full", profile="full_profile"),
-    "8B_lora": Case(shape="8B_lora", compiled=True, passes=2, stage="lora_compiled"),
+    "8B_lora_compiled": Case(shape="8B_lora", compiled=True, passes=2, stage="lora_compiled"),
     "8B_lora_checkpointed": Case(shape="8B_lora", compiled=True, checkpointing=True, at_once=2, passes=1),
     "8B_lora_eager": Case(shape="8B_lora", compiled=False, checkpointing=True, at_once=2, passes=1, stage="lora"),
 }
@@ -127,23 +136,37 @@ def parts(case: Case, device: Device, trained: float) -> dict[str, float]:
     layers, head = shape["num_hidden_layers"], arithmetic.head_weights(shape)
     weights = trained_weights(case)
     full = not case.lora
-    # TRL's chunked head: logits forward, again backward, the gradient of its input, and of its weights if they train.
-    head_products = 2 * head * trained * (4 if full else 3)
-    # Tiles of bf16 logits: written and read forward; written, read and overwritten by their gradient backward.
-    tiles = 10 * trained * shape["vocab_size"]
-    # fp32 weights cast to bf16, forward and backward; the embedding's gradient made, and added to the head's.
-    vocabulary = (2 * 6 + 16) * head * passes if full else 0
+    # Logits forward, TRL's chunked head again backward, the gradient of its input, and of its weights if they train.
+    head_products = 2 * head * trained * (2 + full + (not case.kept_logits))
+    # bf16 logits: written and read forward; read and overwritten by their gradient backward, TRL's written before.
+    tiles = (8 if case.kept_logits else 10) * trained * shape["vocab_size"]
+    vocabulary = vocabulary_bytes(case) * head * passes if full else 0
     return {
         "layers: products": device.product_ms(layers * passes * layer.operations),
         "layers: attention": 1000 * layers * passes * layer.attention_bytes / device.attention,
         "layers: all else": device.memory_ms(layers * passes * layer.bytes),
         "head: products": device.product_ms(head_products),
         "head: all else": device.memory_ms(tiles + vocabulary),
-        # fp32: both read, the sum written
-        "gradients added up": device.memory_ms(12 * weights * (passes - 1)),
-        # gradients read, read and written; then weights, gradients and two states read, all but gradients written
-        "clipping, optimizer": device.memory_ms((12 + 28) * weights),
+        "gradients added up": device.memory_ms(adding_bytes(case) * weights),
+        # gradients read, read and written; then weights, gradients and two states read, all but gradients written;
+        # weights read and their copies written
+        "clipping, optimizer": device.memory_ms((12 + 28 + 6 * case.copies) * weights),
     }
+
+
+def vocabulary_bytes(case: Case) -> int:
+    """Moved in a forward and backward pass for each weight of a tied embedding, beside the products."""
+    if case.copies:  # its gradient by the input made in bf16, and added to the head's
+        return 2 + 6
+    casts = 6 if case.kept_logits else 2 * 6  # fp32 read, bf16 written
+    return casts + 4 + 12  # the same gradient in fp32
+
+
+def adding_bytes(case: Case) -> int:
+    """Moved in a step for each trained weight to add the gradients of its passes up, in fp32."""
+    if case.copies:  # of the copy read, the sum written; then the sum read as well
+        return 6 + 10 * (case.passes - 1)
+    return 12 * (case.passes - 1)  # both read, the sum written
 
 
 def trained_weights(case: Case) -> int:

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.benchmarks.gpu_arithmetic import give_fake_weights, model_without_storage
 from train.model import varlen
+from train.model.bf16_copies import Bf16Copies
 from train.model.lora_inputs import leave_as_they_are
 
 PRODUCTS = ("mm", "addmm", "bmm")
@@ -56,8 +57,16 @@ def eager(shape: dict[str, Any], tokens: int, *, lora: bool, checkpointing: bool
         return counting.work
 
 
-def compiled(shape: dict[str, Any], tokens: int, *, lora: bool, checkpointing: bool) -> Work:
-    """As inductor's kernels, one layer compiled by itself."""
+def compiled(shape: dict[str, Any], tokens: int, *, lora: bool, checkpointing: bool, copies: bool = False) -> Work:
+    """As inductor's kernels, one layer compiled by itself.
+
+    Inductor plans for the device of the tensors, here a CPU. It differs for a concatenation: on a GPU it is computed
+    where it is read, if all that reads it is elementwise (torch/_inductor/lowering.py, `cat`), as in rotary embeddings;
+    on a CPU it is always written to memory first.
+
+    Args:
+        copies: bf16 copies of the weights instead of autocast.
+    """
     from torch._inductor import config
     from torch._inductor.graph import GraphLowering
 
@@ -69,9 +78,9 @@ def compiled(shape: dict[str, Any], tokens: int, *, lora: bool, checkpointing: b
         return SimpleNamespace(call=lambda given: list(graph.module.forward(*given)), __file__="", runner=None)
 
     with (
-        config.patch(fx_graph_cache=False, force_disable_caches=True),
+        config.patch(fx_graph_cache=False, force_disable_caches=True, force_pointwise_cat=True),
         mock.patch.object(GraphLowering, "compile_to_module", plan),
-        fake_layer(shape, tokens, lora=lora, checkpointing=checkpointing) as (layer, given),
+        fake_layer(shape, tokens, lora=lora, checkpointing=checkpointing, copies=copies) as (layer, given),
     ):
         run(torch.compile(layer), given)
     torch._dynamo.reset()
@@ -137,27 +146,29 @@ def operations(name: str, sizes: list[Any]) -> float:
 
 @contextlib.contextmanager
 def fake_layer(
-    shape: dict[str, Any], tokens: int, *, lora: bool, checkpointing: bool
+    shape: dict[str, Any], tokens: int, *, lora: bool, checkpointing: bool, copies: bool = False
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """A decoder layer with fake weights in training mode, and what it is called with, under bf16 autocast."""
+    """A decoder layer with fake weights in training mode, and what it is called with, under bf16 autocast or with bf16
+    copies of its weights."""
     model = model_without_storage({**shape, "num_hidden_layers": 1}, lora)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         mock.patch.object(varlen, "_has_kernel", lambda query: True),
-        torch.autocast("cpu", torch.bfloat16),
+        torch.autocast("cpu", torch.bfloat16, enabled=not copies),
     ):
         give_fake_weights(model)
         if lora:
             leave_as_they_are(model, torch.device("cuda"))
-        stream = torch.bfloat16 if lora else torch.float32
+        stream = torch.bfloat16 if lora or copies else torch.float32
         angles = torch.zeros(1, tokens, shape["head_dim"], dtype=stream)
         given = {"hidden_states": torch.zeros(1, tokens, shape["hidden_size"], dtype=stream, requires_grad=True)}
         given |= {"position_embeddings": (angles, angles), "attention_mask": None, "max_length_q": 300}
         given["cu_seq_lens_q"] = torch.zeros(DOCUMENTS + 1, dtype=torch.int32)
         given["position_ids"] = torch.zeros(1, tokens, dtype=torch.long)
-        yield model.train().model.layers[0], given
+        with Bf16Copies(model).in_place() if copies else contextlib.nullcontext():
+            yield model.train().model.layers[0], given
 
 
 def run(layer: Any, given: dict[str, Any]) -> None:

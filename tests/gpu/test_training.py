@@ -44,6 +44,7 @@ def options(shards, tiny_model_dir, device):
 MODES = {
     "auto": {},
     "compiled": {"torch_compile": True},
+    "copies": {"bf16_copies": True, "keep_logits_gib": 1.0, "torch_compile": True},
     "fused": {"optim": "adamw_torch_fused", "gradient_checkpointing": True},
     "offloaded_activations": {"activation_offloading": True},
     "8bit": {"optim": "adamw_8bit"},
@@ -57,7 +58,7 @@ def test_bf16_training_follows_the_fp32_reference(mode, options, expected, tmp_p
     if mode in PACKAGES:
         pytest.importorskip(PACKAGES[mode])
     changed = dict(MODES[mode])
-    if device.type == "cpu" and mode == "compiled":
+    if device.type == "cpu" and changed.get("torch_compile"):
         changed["torch_compile_backend"] = "aot_eager"  # traced and differentiated; generating code takes minutes
     if device.type == "cpu" and mode == "offloaded_activations":
         changed = {}  # copies by streams, which only a GPU has

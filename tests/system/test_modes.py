@@ -30,6 +30,7 @@ from tests.support.references import (
     smoothed,
 )
 from tests.support.training import documents, make_shards
+from train.model import bf16_copies
 
 ANSWERS = {"short": [1] * 12, "long": [6, 6]}
 
@@ -207,6 +208,40 @@ def test_bf16_follows_the_reference(shards, reference, tiny_model_dir, tmp_path)
     assert_equal_training(got, reference("llama"), loss=5e-3, norm=5e-2)
     weights = reference("llama").model.state_dict()
     assert_equal_weights(final(tmp_path), weights, atol=2 * LEARNING_RATE * STEPS)  # Adam's steps are signs at first
+
+
+COPIES = {"bf16": True, "bf16_copies": True, "keep_logits_gib": 1.0}
+
+
+@pytest.mark.parametrize("more", [{}, COMPILED, {"gradient_checkpointing": True, "optim": "adamw_torch_fused"}])
+def test_copies_of_the_weights_in_fp32(more, shards, reference, tiny_model_dir, tmp_path, monkeypatch):
+    """Copies change nothing but the precision: here they are in fp32, and with them all else."""
+    monkeypatch.setattr(bf16_copies, "DTYPE", torch.float32)
+    got = run(tmp_path, shards, tiny_model_dir("qwen3"), **COPIES, **more)
+    assert_equal_training(got, reference("qwen3"), loss=5e-6, norm=5e-5)
+    assert_equal_weights(final(tmp_path), reference("qwen3").model.state_dict(), atol=2e-5)
+
+
+def test_bf16_copies_follow_the_reference(shards, reference, tiny_model_dir, tmp_path):
+    """The final weights are the fp32 ones: they are not those that bf16 can hold."""
+    got = run(tmp_path, shards, tiny_model_dir("qwen3"), **COPIES)
+    assert_equal_training(got, reference("qwen3"), loss=5e-3, norm=5e-2)
+    assert [entry["loss"] for entry in got] != pytest.approx(reference("qwen3").losses, rel=2e-5)  # it is in bf16
+    weights = final(tmp_path)
+    assert_equal_weights(weights, reference("qwen3").model.state_dict(), atol=2 * LEARNING_RATE * STEPS)
+    norm = weights["model.norm.weight"]
+    assert norm.dtype == torch.float32 and not torch.equal(norm, norm.to(torch.bfloat16).float())
+
+
+def test_a_run_with_copies_resumes_exactly(shards, tiny_model_dir, tmp_path):
+    """What is saved is as without copies: nothing else has to be."""
+    options = {**COPIES, "lr_scheduler_type": "constant", "save_strategy": "epoch", "learning_rate": LEARNING_RATE}
+    whole = run(tmp_path / "whole", shards, tiny_model_dir("qwen3"), **options)
+    for epochs in (2, STEPS):
+        parts = run(tmp_path / "parts", shards, tiny_model_dir("qwen3"), **options, num_train_epochs=epochs)
+    assert [entry["loss"] for entry in parts] == [entry["loss"] for entry in whole]
+    assert [entry["grad_norm"] for entry in parts] == [entry["grad_norm"] for entry in whole]
+    assert_equal_weights(final(tmp_path / "parts"), final(tmp_path / "whole"), atol=0)
 
 
 def test_the_balancing_loss_of_a_mixture_of_experts(shards, tiny_model_dir, tmp_path):

@@ -253,12 +253,14 @@ def expert_notes(config: RunConfig) -> Iterator[str]:
     """
     path = model_file(config, "config.json")
     mixed = config.precision != "no" and not config.value("use_cpu")
-    if path is None or not mixed or config.value("dtype") not in (None, "float32", "auto"):
+    if path is None or not mixed or config.own.bf16_copies:
+        return
+    if config.value("dtype") not in (None, "float32", "auto"):
         return
     text = text_settings(config) or {}
     dtype = text.get("dtype") or text.get("torch_dtype") if config.value("dtype") == "auto" else "float32"
     if dtype == "float32" and number_of_experts(text) > 1:
-        remedy = "dtype: bfloat16" if config.value("use_peft") else "a ZeRO launch file, zero1 also for one GPU"
+        remedy = "dtype: bfloat16" if config.value("use_peft") else "bf16_copies: true on one GPU, or ZeRO"
         yield (
             f"the experts' weights are float32, and so are their products, several times slower than {config.precision}"
             f" ones (autocast does not reach them): use {remedy}"

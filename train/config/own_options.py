@@ -52,6 +52,17 @@ class OwnOptions:
         "optimizer states: for optimizers whose states cannot be rearranged, such as the 8-bit ones.",
         False,
     )
+    bf16_copies: bool = _own(
+        "Compute with bf16 copies of the fp32 weights, made once a step, instead of casting them in each forward pass: "
+        "faster, and what flows between layers is bf16, as under DeepSpeed. For bf16: true with one process "
+        "without DeepSpeed. Gradients are added up, and weights changed and saved, in fp32.",
+        False,
+    )
+    keep_logits_gib: float = _own(
+        "The backward pass takes the logits that the forward pass computed, where they are no more than this many GiB "
+        "(trained tokens x vocabulary x 2 bytes in bf16), instead of computing them again. 0: none are kept.",
+        0.0,
+    )
     save_in_background: bool = _own(
         "Training goes on as soon as a checkpoint's states are copied in host memory, if they fit there; a thread then "
         "writes them. The memory is kept for the next save. False: training waits until the checkpoint is complete.",

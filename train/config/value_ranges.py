@@ -94,6 +94,7 @@ RANGES: dict[str, Range] = {
     "spike_sigma": Range(least=0, without_least=True),
     "sample_prompts": _NOT_NEGATIVE,
     "sample_max_new_tokens": _COUNT,
+    "keep_logits_gib": _NOT_NEGATIVE,
     "early_stopping_patience": _COUNT,
     "early_stopping_threshold": _NOT_NEGATIVE,
 }

@@ -92,6 +92,7 @@ def make_trainer(
         stop=stop,
         sequence_parallel=row_ranks,
     )
+    trainer.compute_as(copies=config.own.bf16_copies, keep_logits_gib=config.own.keep_logits_gib)
     fsdp.keep_precision(trainer.accelerator)
     expert_parallel.install(trainer)
     keep_quantised_layout(trainer.model)

@@ -20,6 +20,7 @@ from train.checkpoint.saving import Checkpointer
 from train.checkpoint.tied_weights import drop_copies
 from train.loop.bad_steps import BadStepError, StepGuard
 from train.loop.balancing import BalancingShare
+from train.loop.computing import Computing
 from train.loop.data import BATCH_EXTRAS, SourceCollator
 from train.loop.data_position import is_over, skipping_at_once
 from train.loop.evaluation import evaluation_metrics, sum_by_source
@@ -34,7 +35,7 @@ from train.run import atomic_files, run_record, watchdog
 from train.run.preemption_callback import PreemptionCallback
 
 
-class PackedSFTTrainer(RowParts, SFTTrainer):
+class PackedSFTTrainer(RowParts, Computing, SFTTrainer):
     """SFTTrainer over packed rows with a `sources` column.
 
     Args:

@@ -64,7 +64,7 @@ def make_callback(trainer: Any) -> TrainerCallback:
             sharded = is_deepspeed_zero3_enabled() or trainer.is_fsdp_enabled
             model = trainer.model_wrapped if sharded else trainer.model
             ids = first_tokens(trainer.train_dataset, TOKENS)
-            with eagerly(trainer.accelerator.state.dynamo_plugin):
+            with eagerly(trainer.accelerator.state.dynamo_plugin), trainer.computing():
                 found = check(model, ids, args.device, training_dtype(args), trainer.row_group)
             parts = sequence_parallel.part_of(trainer.row_group).size
             cut = f", cut into {parts} parts" if parts > 1 else ""

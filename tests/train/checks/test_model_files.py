@@ -166,7 +166,7 @@ class TestModel:
     @pytest.mark.parametrize(
         ("more", "kind", "words"),
         [
-            ([], "NO", "use a ZeRO launch file"),
+            ([], "NO", "use bf16_copies: true on one GPU, or ZeRO"),
             (["--use_peft", "--lora_target_modules", "q_proj"], "NO", "use dtype: bfloat16"),
             (["--dtype", "bfloat16"], "NO", ""),
             (["--bf16", "false"], "NO", ""),
