@@ -9,6 +9,7 @@ import torch
 
 from tests.benchmarks import gpu_arithmetic, roofline, traced_layer
 from tests.benchmarks.gpu_inputs import SHAPES, TINY
+from tests.support.markdown import ROOT
 
 TOKENS = 256
 SHAPE = {**TINY, "tie_word_embeddings": True}
@@ -47,6 +48,32 @@ def test_compiling_moves_fewer_bytes():
     assert 0.1 < compiled.bytes / eager.bytes < 0.5 and compiled.kernels < eager.kernels
     stream = 4 * TOKENS * SHAPE["hidden_size"]
     assert compiled.kept > stream
+
+
+def test_copies_move_fewer_bytes():
+    """The stream between layers, in and out of a residual addition, is in half the bytes; weights need no casts."""
+    how = {"lora": False, "checkpointing": False}
+    work, plain = (traced_layer.compiled(SHAPE, TOKENS, **how, copies=copies) for copies in (True, False))
+    assert work.operations == plain.operations
+    assert work.bytes < 0.85 * plain.bytes and work.kept < plain.kept
+
+
+def test_adding_gradients_up():
+    """Bytes for each weight: nothing to add in one pass, but with copies the gradient becomes fp32."""
+    for copies, passes, expected in ((False, 1, 0), (False, 4, 36), (True, 1, 6), (True, 4, 36)):
+        case = roofline.Case(shape="1.7B", compiled=True, copies=copies, passes=passes)
+        assert roofline.adding_bytes(case) == expected
+
+
+def test_the_table_of_the_account():
+    """docs/gpu.md says what the results say."""
+    table = (ROOT / "docs" / "gpu.md").read_text()
+    for device in roofline.DEVICES:
+        found = json.loads((roofline.RESULTS / f"roofline_{device}.json").read_text())["cases"]
+        assert set(found) == set(roofline.CASES)
+        for name, case in found.items():
+            begin = f"| {case['step_ms']:,.0f} | {case['mfu']:.3f} | {case['tokens_per_second']:,} |"
+            assert (begin if device == "h100" else f"| {case['step_ms']:,.0f} |") in table, (device, name)
 
 
 def test_account_of_a_step(capsys):
