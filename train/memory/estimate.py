@@ -84,6 +84,7 @@ def _passes(traced: Traced, found: Held, most: int, *, further: int = 0, late: b
     kept = 0 if late else min(traced.kept, most)
     parts = {
         "weights": found.weights,
+        "files of packed weights": found.files,
         "gradients": found.gradients + (found.late if late else 0),
         "optimizer states": found.optimizer,
         "activations": kept,
@@ -95,7 +96,8 @@ def _passes(traced: Traced, found: Held, most: int, *, further: int = 0, late: b
 
 def _step(found: Held, setting: Setting) -> dict[str, int]:
     stays = found.buffers if setting.sharding.kind == "ddp" else 0
-    parts = {"weights": found.weights, "gradients": found.step, "optimizer states": found.optimizer, "buffers": stays}
+    parts = {"weights": found.weights, "files of packed weights": found.files, "gradients": found.step}
+    parts |= {"optimizer states": found.optimizer, "buffers": stays}
     return {name: size for name, size in parts.items() if size}
 
 

@@ -26,6 +26,7 @@ def setting_of(
         row_ranks=config.own.sequence_parallel,
         accumulation=config.value("gradient_accumulation_steps"),
         dtype=_dtype(config, model_config),
+        file_dtype=str(model_config.dtype).removeprefix("torch.") if model_config.dtype else None,
         precision=config.precision,
         sharding=sharding_of(launch, processes),
         optim=config.optim,

@@ -80,10 +80,6 @@ def notes(setting: Setting) -> Iterator[str]:
         yield f"memory: counted with the CPU's {setting.attention}; a GPU's may keep its mask in another form"
     if setting.row_ranks > 1:
         yield "memory: counted without the buffers in which ranks exchange tokens for heads"
-    if setting.sharding.stage == 3:
-        yield "memory: ZeRO-3 took 8 to 16 % more than estimated on two CPU processes: leave room (docs/benchmarks.md)"
-    if setting.bits:
-        yield "memory: quantised weights took 10 % more than estimated on a CPU: leave room (docs/benchmarks.md)"
     if setting.sharding.kind == "ddp" and setting.on_gpu:
         yield "memory: counted for DDP; a launch file (--accelerate_config) says how the processes shard"
     yield "memory: the longest rows, each token trained; evaluations and sample answers are not counted"
@@ -105,6 +101,8 @@ def _remark(name: str, fit: Fit, found: Estimate) -> str:
         return f"  {len(fit.skeleton.kinds)} layers of {traced.layer / GIB:.3f} GiB, {setting.tokens:,} tokens{how}"
     if name == "optimizer states":
         return f"  {setting.optim}{', with fp32 weights' if setting.sharding.kind == 'zero' else ''}"
+    if name == "files of packed weights":
+        return "  embeddings and norms are views of them; on a GPU they are not kept"
     if name == "weights" and setting.bits:
         return f"  in {setting.bits} bits but for embeddings, head and adapters"
     return ""

@@ -47,6 +47,7 @@ class Setting:
     row_ranks: int = 1  # ranks that hold a row in parts: sequence_parallel
     accumulation: int = 1
     dtype: str = "float32"  # of the weights as loaded: "float32", "bfloat16" or "float16"
+    file_dtype: str | None = None  # of the weights in the model's files, where it is known
     precision: str = "bf16"  # "bf16", "fp16" or "no"
     sharding: Sharding = Sharding(kind="none")
     optim: str = "adamw_torch_fused"
@@ -80,6 +81,14 @@ class Setting:
         if self.sharding.kind == "zero" and self.precision == "no":
             return "float32"
         return HALF.get(self.precision, self.dtype) if casts else self.dtype
+
+    @property
+    def keeps_files(self) -> bool:
+        """Whether the model's files stay in memory whole. On a CPU a weight that is loaded in the dtype of its file is
+        a view of that file (`safetensors.safe_open`), so that weights which were packed stay there as well, as long as
+        the embeddings and norms next to them live. A GPU gets copies, and so does a CPU in another dtype."""
+        is_whole = self.sharding.kind in ("none", "ddp")
+        return bool(self.bits) and not self.on_gpu and is_whole and self.dtype == self.file_dtype
 
     @property
     def keeps_gradients(self) -> bool:

@@ -43,6 +43,7 @@ class Held:
     buffers: int  # of reductions, and weights gathered for a while
     in_backward: int = 0  # more once the first gradients of weights are made
     late: int = 0  # more at the end of a backward pass
+    files: int = 0  # of the model, beyond the weights that are used from them
     step: int  # gradients, and what a step takes for a moment, in the place of `gradients` and of the passes
     paged: int = 0  # optimizer states that leave the GPU when it is full
     host: int = 0  # in the host's memory, for this rank
@@ -97,6 +98,7 @@ def _whole(weights: Sequence[Weight], setting: Setting) -> Held:
         gradients=0 if setting.keeps_gradients else gradients,
         optimizer=sum(s.gpu for s in states),
         buffers=gradients if setting.sharding.kind == "ddp" else 0,
+        files=BYTES[setting.dtype] * sum(w.count * w.unpacked for w in weights) if setting.keeps_files else 0,
         step=gradients + step,
         paged=sum(s.paged for s in states),
     )

@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from train.memory import as_on_gpu
 from train.memory.live_bytes import LiveBytes
 from train.memory.prepared import batch, give_storages, offloading, prepared
+from train.memory.quantised import QuantisedLinear
 from train.memory.setting import Setting
 from train.memory.skeleton import NotTraced, Skeleton
 
@@ -40,6 +41,7 @@ class Weight:
     embedding: bool
     columns: int  # of a matrix, 0 for a vector
     layer: int | None  # the kind of its layers, None outside of them
+    unpacked: int = 0  # elements of the matrix that a packed weight was made from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +187,7 @@ def _autocast(setting: Setting) -> contextlib.AbstractContextManager[Any]:
 def _weights(model: Any, skeleton: Skeleton, layers: list[int]) -> Iterator[Weight]:
     """Every parameter of the whole model, those of like layers together."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    packed = {id(m.weight): m.in_features * m.out_features for m in model.modules() if isinstance(m, QuantisedLinear)}
     for name, weight in model.named_parameters():
         place = _layer_of(name, skeleton.stack)
         kind = None if place is None else skeleton.kinds[layers[place]]
@@ -199,6 +202,7 @@ def _weights(model: Any, skeleton: Skeleton, layers: list[int]) -> Iterator[Weig
             embedding=id(weight) in embeddings,
             columns=weight.shape[-1] if weight.dim() == 2 else 0,
             layer=kind,
+            unpacked=packed.get(id(weight), 0),
         )
 
 

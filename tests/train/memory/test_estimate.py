@@ -111,6 +111,14 @@ def test_checkpointing_and_offloading_keep_less(small):
     assert offloaded.layer < plain.layer / 10
 
 
+def test_packed_weights_of_a_cpu_keep_their_files(small):
+    """As many bytes as the linear layers have in fp32, next to the packed ones."""
+    adapters = dataclasses.replace(LORA, dtype="float32", precision="no", attention="varlen", on_gpu=False)
+    setting = dataclasses.replace(adapters, rows=1, seq_len=256, bits=4, file_dtype="float32")
+    linear = sum(w.numel() for n, w in small.model.named_parameters() if w.dim() == 2 and "embed" not in n)
+    assert estimate(small, setting).parts["files of packed weights"] == 4 * linear
+
+
 def test_what_needs_its_data_is_not_guessed(small):
     class Cut(type(small.model.model.layers[0])):
         def forward(self, hidden_states, *args, **kwargs):

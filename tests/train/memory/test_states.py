@@ -105,6 +105,15 @@ def test_four_bits_are_those_of_bitsandbytes(nested):
     assert packed_bytes(256, 512, 4, nested) == size
 
 
+def test_files_of_packed_weights_stay_on_a_cpu_alone():
+    """The matrices of 8 layers in fp32, next to what is packed of them."""
+    packed = [dataclasses.replace(WEIGHTS[0], elements=500_000, itemsize=1, trained=False, unpacked=1_000_000)]
+    on_cpu = Setting(rows=1, seq_len=1, bits=4, file_dtype="float32", on_gpu=False)
+    assert held(packed, on_cpu, 64).files == 4 * ELEMENTS
+    for other in ({"on_gpu": True}, {"file_dtype": "bfloat16"}, {"bits": None}):
+        assert held(packed, dataclasses.replace(on_cpu, **other), 64).files == 0
+
+
 class TestZero:
     """Four processes: a part is two million weights."""
 
