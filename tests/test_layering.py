@@ -50,7 +50,7 @@ DATA_PREP: list[tuple[str, str | None]] = [
 TRAIN: list[tuple[str, str | None]] = [
     ("sft", BELOW),
     ("preflight launch export generate add_tokens check_nodes trace report score checkpoint.__main__", BELOW),
-    ("memory", "checks loop model config run.model_identity data_prep.shards"),
+    ("memory", "checks loop model checkpoint config run run_report data_prep.shards"),
     (
         "checks",
         "config model.attention model.sequence_limits run.model_identity data_prep.shards data_prep.strict_files",

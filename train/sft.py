@@ -158,8 +158,11 @@ def _train(config: RunConfig, signals: Signals, held: ExitStack) -> bool:
         verify_shards(config.own.data, manifest, args)
 
     # Only here: a run that is finished needs no trainer, which takes seconds to import.
+    from train.loop.evaluation import report_better_base
     from train.loop.setup import make_trainer
+    from train.memory import after_run
 
+    memory_before = after_run.memory_before(args.device)
     watchdog.part("loading the model")
     trainer = make_trainer(config, args, manifest, record, signals)
     watchdog.part("preparing to train")
@@ -186,20 +189,10 @@ def _train(config: RunConfig, signals: Signals, held: ExitStack) -> bool:
     watchdog.enter("save", steps, "final model")
     extra = {**trainer.checkpointer.extra, "options": deciding_options(config)}
     save_final_model(trainer, run_dir, extra, signals)
-    _report_better_base(trainer)
+    report_better_base(trainer)
+    after_run.keep(trainer, config, manifest, memory_before)
     log.info(f"done after {steps} steps: {run_dir}. Next: python -m train.export --checkpoint {run_dir}")
     return False
-
-
-def _report_better_base(trainer: Any) -> None:
-    """Name the sources on which training has made the model worse."""
-    from train.checkpoint.folders import step_of
-    from train.loop.evaluation import better_base
-
-    state = trainer.state
-    loaded = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    if worse := better_base(state.log_history, trainer.baseline, step_of(Path(loaded)) if loaded else None):
-        log.warning(f"the base model has a lower held-out loss than the tuned one. {'; '.join(worse)}")
 
 
 def _check_saved(trainer: Any, run_dir: Path) -> None:

@@ -48,6 +48,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "zero2": ("qwen3", STEP, 2),
     "zero2_checkpointing": ("llama", CHECKPOINTING, 2),
     "zero3": ("qwen3", STEP, 3),
+    "zero3_checkpointing": ("llama", CHECKPOINTING, 3),
 }
 
 

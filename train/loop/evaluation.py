@@ -7,15 +7,20 @@ neither batch size nor world size changes the result.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train.checkpoint.folders import step_of
 from train.loop.data import BATCH_EXTRAS
 from train.loop.metrics import document_sources, document_sums
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
+
+log = logging.getLogger(__name__)
 
 
 def sum_by_source(
@@ -57,6 +62,14 @@ def evaluation_metrics(sums: torch.Tensor, names: list[str], prefix: str) -> dic
 
 
 NOTICED = 1e-3  # nats; what is less may be rounding
+
+
+def report_better_base(trainer: Any) -> None:
+    """Name the sources on which training has made the model worse."""
+    state = trainer.state
+    loaded = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    if worse := better_base(state.log_history, trainer.baseline, step_of(Path(loaded)) if loaded else None):
+        log.warning(f"the base model has a lower held-out loss than the tuned one. {'; '.join(worse)}")
 
 
 def better_base(history: list[dict[str, Any]], baseline: dict[str, float], step: int | None) -> list[str]:

@@ -71,7 +71,7 @@ class Meter:
         self._processes = 1
         self._steps = 0
         self._clock = _Clock()
-        self._waited = self._memory = 0.0  # of the process with the most
+        self._waited = self.memory = 0.0  # of the process with the most: seconds, and GiB at the peak
         self.pace = Pace(device)
         self._hosts = gather(socket.gethostname())
         self._paces = torch.zeros(len(self._hosts), len(PARTS), dtype=torch.float64)  # not yet reported
@@ -124,7 +124,7 @@ class Meter:
         self._paces += everyone[:, -len(own) : -2]
         self._gathered += sums
         self.num_tokens += round(sums[3 * len(self._names)].item())
-        self._waited, self._memory = everyone[:, -2:].amax(dim=0).tolist()
+        self._waited, self.memory = everyone[:, -2:].amax(dim=0).tolist()
 
     def report(self, steps_left: int) -> dict[str, Any]:
         """The metrics of the steps that were gathered since the last report; docs/training.md says what they mean."""
@@ -137,7 +137,7 @@ class Meter:
             "tokens_per_second_per_gpu": tokens / seconds / self._processes,
             "trained_tokens_per_second_per_gpu": table[:, 2].sum().item() / seconds / self._processes,
             "data_wait_share": self._waited / seconds,
-            "memory_peak_gib": self._memory,
+            "memory_peak_gib": self.memory,
             "step_seconds": seconds / max(self._steps, 1),
             "hours_left": self._clock.seconds_per_step() * steps_left / 3600,
         }

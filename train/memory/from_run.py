@@ -60,8 +60,11 @@ def adapters_of(config: RunConfig) -> Any:
     return get_peft_config(build_model_config(config)) if config.value("use_peft") else None
 
 
-def load_config(config: RunConfig) -> Any:
+def load_config(config: RunConfig, *, local: bool = False) -> Any:
     """transformers' config of the run's model.
+
+    Args:
+        local: take it from this machine, without asking the hub.
 
     Raises:
         OSError: it is not here and cannot be fetched.
@@ -72,6 +75,7 @@ def load_config(config: RunConfig) -> Any:
         config.value("model_name_or_path"),
         revision=config.value("model_revision"),
         trust_remote_code=bool(config.value("trust_remote_code")),
+        local_files_only=local,
     )
 
 

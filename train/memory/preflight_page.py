@@ -37,14 +37,23 @@ def page_lines(
 
 
 def make_fit(
-    config: RunConfig, manifest: Manifest, launch: Launch | None, processes: int, memory_gib: float | None
+    config: RunConfig,
+    manifest: Manifest,
+    launch: Launch | None,
+    processes: int,
+    memory_gib: float | None,
+    *,
+    local: bool = False,
 ) -> tuple[Fit, str]:
     """The run's estimates, and why its attention was chosen.
+
+    Args:
+        local: the model is on this machine, and no hub is asked for it.
 
     Raises:
         ValueError, OSError: as `page_lines`.
     """
-    model_config = load_config(config)
+    model_config = load_config(config, local=local)
     setting = setting_of(config, manifest, launch, processes, model_config)
     setting, reason = chosen(setting, model_config, config.value("attn_implementation"))
     whole = skeleton.build(model_config, bool(config.value("trust_remote_code")))

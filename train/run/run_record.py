@@ -54,6 +54,7 @@ def make_record(run_dir: Path, config: Any, world_size: int) -> dict[str, Any]:
         "baseline": earlier.get("baseline") if same_base else None,
         "branch": earlier.get("branch"),
         "saved_step": earlier.get("saved_step"),
+        "measured": earlier.get("measured"),
         "wandb_run_id": os.environ.get("WANDB_RUN_ID") or earlier.get("wandb_run_id") or secrets.token_hex(4),
     }
     if earlier and earlier.get("manifest_sha256") != record["manifest_sha256"]:
@@ -105,6 +106,11 @@ def keep_saved_step(run_dir: Path, step: int) -> None:
             write_json_atomically(run_dir / FILE, {**record, "saved_step": step})
     except (OSError, ValueError) as error:
         log.warning(f"{FILE} does not say that step {step} was saved: {error}")
+
+
+def keep_measured(run_dir: Path, found: dict[str, Any]) -> None:
+    """Add what the run has measured: device, throughput, and its peak of memory next to the estimate."""
+    write_json_atomically(run_dir / FILE, {**(read_record(run_dir) or {}), "measured": found})
 
 
 def base_model_of(config: Any) -> dict[str, str] | None:
