@@ -50,10 +50,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         own, run_flags = parser.parse_known_args(words)
+        asked = asked_of(own)
     except ValueError as error:
         print(f"{speaker('train.preflight')}: error: {error}", file=sys.stderr)
         return 2
-    asked = asked_of(own)
     report = _examine_model(run_flags, asked) if asked.model else _examine_flags(run_flags, own, asked)
     _print(report)
     return 2 if report.problems else 0

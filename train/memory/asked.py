@@ -6,9 +6,11 @@ import argparse
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from train.config.flag_types import positive, whole_number
+from train.memory.measured_speed import run_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,7 @@ class Asked:
     gpu_memory_gib: float | None = None
     gpu_name: str | None = None
     tokens_per_second: float | None = None
+    from_run: Path | None = None
     mfu: float | None = None
     save_gib_per_second: float | None = None
     suggest: bool = False
@@ -38,8 +41,16 @@ class Asked:
 
 
 def asked_of(namespace: argparse.Namespace) -> Asked:
-    """The flags that were read."""
-    return Asked(**{field.name: getattr(namespace, field.name) for field in dataclasses.fields(Asked)})
+    """The flags that were read.
+
+    Raises:
+        ValueError: two of them contradict each other.
+    """
+    asked = Asked(**{field.name: getattr(namespace, field.name) for field in dataclasses.fields(Asked)})
+    given = [f"--{name}" for name in ("tokens_per_second", "from_run", "mfu") if getattr(asked, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)}: each gives the hours: keep one")
+    return asked
 
 
 def add_flags(parser: argparse.ArgumentParser, once: type[argparse.Action]) -> None:
@@ -60,6 +71,7 @@ def add_flags(parser: argparse.ArgumentParser, once: type[argparse.Action]) -> N
     add("--gpu_name", str, "NAME", "such as H100, for the hours that an MFU gives")
     add("--mfu", positive, "SHARE", "share of the GPU's peak that is used (default: measured on one H200)")
     add("--tokens_per_second", positive, "N", "of one GPU, as an earlier run logged it: gives the hours")
+    add("--from_run", run_folder, "RUN_DIR", "an earlier run of this model on this GPU: its throughput gives the hours")
     add("--save_gib_per_second", positive, "N", "bandwidth of the disk: gives the time that a checkpoint takes")
     add("--model", str, "ID", "instead of a run: what a model needs, for each way to train it; a hub id or a folder")
     add("--seq_len", whole_number, "N", "tokens of a row, with --model (default 4096); a run has those of its shards")

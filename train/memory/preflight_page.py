@@ -17,6 +17,7 @@ from train.memory.attention_choice import chosen
 from train.memory.estimate import GIB
 from train.memory.fit import Fit
 from train.memory.from_run import load_config, setting_of
+from train.memory.measured_speed import Speed, speed_nearby, speed_of
 from train.memory.states import checkpoint_bytes
 
 
@@ -81,24 +82,39 @@ def _saving(config: RunConfig, fit: Fit, asked: Asked) -> Iterator[str]:
 
 
 def _hours(config: RunConfig, manifest: Manifest, fit: Fit, schedule: Schedule, asked: Asked) -> Iterator[str]:
-    """Nothing on a CPU, where no peak is known, unless the throughput is given."""
-    speed, source = asked.tokens_per_second, "as given"
-    if speed is None:
-        name = asked.gpu_name or _gpu_here(config)
-        peak = _peak(name, config) if name else None
-        if peak is None:
-            missing = f"the peak of {name} is not known" if name else "no GPU is named"
-            yield f"hours        not known, {missing}: give --tokens_per_second of one GPU, or --gpu_name such as H100"
-            return
-        mfu = asked.mfu or (hours.MFU_COMPILED if fit.setting.compiled else hours.MFU)
-        train = manifest["splits"]["train"]
-        lora = fit.setting.adapters is not None
-        speed = hours.tokens_per_second(fit.skeleton.model, train, mfu=mfu, peak=peak, lora=lora)
-        source = f"from an MFU of {mfu:g} of {name} ({'as given' if asked.mfu else 'measured on one H200 at 1.7B'})"
+    """From a throughput that was given or measured, else from operations and a peak, else not known."""
+    speed = _speed(config, manifest, fit, asked)
+    if isinstance(speed, str):
+        yield f"hours        not known, {speed}"
+        return
     yield (
-        f"hours        {hours.hours_at(speed, schedule):,.1f} of training on {schedule.processes} GPU(s), at "
-        f"{speed:,.0f} tokens/s each, {source}"
+        f"hours        {hours.hours_at(speed.tokens_per_second, schedule):,.1f} of training on {schedule.processes} "
+        f"GPU(s), at {speed.tokens_per_second:,.0f} tokens/s each, {speed.source}"
     )
+
+
+def _speed(config: RunConfig, manifest: Manifest, fit: Fit, asked: Asked) -> Speed | str:
+    """Of one GPU, or why it is not known."""
+    if asked.tokens_per_second:
+        return Speed(asked.tokens_per_second, "as given")
+    if asked.from_run:
+        return speed_of(asked.from_run) or f"{asked.from_run} has logged no throughput"
+    name = asked.gpu_name or _gpu_here(config)
+    if not asked.mfu and (found := speed_nearby(config, "cpu" if config.value("use_cpu") else name)):
+        return found
+    peak = _peak(name, config) if name else None
+    if peak is None:
+        missing = f"the peak of {name} is not known" if name else "no GPU is named"
+        return f"{missing}: give --gpu_name such as H100, or --from_run or --tokens_per_second of one GPU"
+    return _calculated(config, manifest, fit, asked.mfu, str(name), peak)
+
+
+def _calculated(config: RunConfig, manifest: Manifest, fit: Fit, mfu: float | None, name: str, peak: float) -> Speed:
+    share = mfu or (hours.MFU_COMPILED if fit.setting.compiled else hours.MFU)
+    lora = fit.setting.adapters is not None
+    rate = hours.tokens_per_second(fit.skeleton.model, manifest["splits"]["train"], mfu=share, peak=peak, lora=lora)
+    whence = "as given" if mfu else "measured on one H200 at 1.7B"
+    return Speed(rate, f"calculated from an MFU of {share:g} of {name} ({whence})")
 
 
 def _gpu_here(config: RunConfig) -> str | None:

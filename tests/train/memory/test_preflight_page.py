@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from transformers import Qwen3Config
@@ -65,6 +67,70 @@ def test_hours_from_a_measured_throughput(gpu_flags, capsys):
     assert main([*gpu_flags, "--tokens_per_second", "1"]) == 0
     # 39 steps of 8 rows of 16 tokens
     assert "1.4 of training on 1 GPU(s), at 1 tokens/s each, as given" in capsys.readouterr().out
+
+
+class TestHoursOfAnEarlierRun:
+    """39 steps of 8 rows of 16 tokens; at 1 token a second 1.4 hours."""
+
+    @pytest.fixture
+    def record(self, tmp_path, gpu_flags):
+        """Write run.json of a run next to this one."""
+        model = gpu_flags[gpu_flags.index("--model_name_or_path") + 1]
+
+        def write(name: str, **changes) -> str:
+            measured = {"device": "NVIDIA H200", "tokens_per_second_per_gpu": 1.0}
+            record = {"model_name_or_path": model, "options": {}, "world_size": 1, "measured": measured, **changes}
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "run.json").write_text(json.dumps(record))
+            return str(tmp_path / name)
+
+        return write
+
+    def test_named(self, gpu_flags, record, capsys):
+        named = record("named", measured={"tokens_per_second_per_gpu": 2.0})
+        record("near")
+        assert main([*gpu_flags, "--from_run", named]) == 0
+        assert f"0.7 of training on 1 GPU(s), at 2 tokens/s each, measured by {named}" in capsys.readouterr().out
+
+    def test_found_next_to_it(self, gpu_flags, record, capsys):
+        near = record("near")
+        assert main([*gpu_flags, "--gpu_name", "H200"]) == 0
+        line = f"1.4 of training on 1 GPU(s), at 1 tokens/s each, measured by {near}: "
+        out = capsys.readouterr().out
+        assert line in out and "NVIDIA H200, 1 process(es)" in out
+        assert main([*gpu_flags, "--gpu_name", "H200", "--mfu", "0.3"]) == 0
+        assert "calculated from an MFU of 0.3 of H200 (as given)" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"model_name_or_path": "another"},
+            {"options": {"use_peft": True}},
+            {"measured": {"device": "NVIDIA H20", "tokens_per_second_per_gpu": 1.0}},
+            {"measured": None},
+        ],
+    )
+    def test_another_model_option_or_gpu_is_passed_over(self, changes, gpu_flags, record, capsys):
+        record("near", **changes)
+        assert main([*gpu_flags, "--gpu_name", "H200"]) == 0
+        assert "calculated from an MFU of 0.25 of H200" in capsys.readouterr().out
+
+    def test_a_run_that_is_none(self, gpu_flags, tmp_path, record, capsys):
+        assert main([*gpu_flags, "--from_run", str(tmp_path)]) == 2
+        assert "--from_run: expected the output_dir of a run, with its run.json" in capsys.readouterr().err
+        assert main([*gpu_flags, "--from_run", record("near"), "--mfu", "0.3"]) == 2
+        assert "--from_run and --mfu: each gives the hours: keep one" in capsys.readouterr().err
+
+    def test_a_run_without_a_throughput(self, gpu_flags, record, capsys):
+        state = {"log_history": [], "global_step": 1}
+        folder = record("near", measured=None)
+        (Path(folder) / "trainer_state.json").write_text(json.dumps(state))
+        assert main([*gpu_flags, "--from_run", folder]) == 0
+        assert f"hours        not known, {folder} has logged no throughput" in capsys.readouterr().out
+        rates = [{"step": step, "tokens_per_second_per_gpu": rate} for step, rate in enumerate((1, 2, 9))]
+        (Path(folder) / "trainer_state.json").write_text(json.dumps({**state, "log_history": rates}))
+        assert main([*gpu_flags, "--from_run", folder]) == 0
+        assert "at 2 tokens/s each, measured by" in capsys.readouterr().out
 
 
 def test_what_is_not_counted_is_a_note(gpu_flags, deepspeed_file, launch_file, capsys):
