@@ -68,7 +68,7 @@ class Case:
     checkpointing: bool = False
     copies: bool = False  # bf16_copies
     kept_logits: bool = False  # keep_logits_gib: logits are not computed a second time
-    at_once: int = 1  # packed rows of a forward pass
+    at_once: float = 1  # packed rows of SEQ_LEN tokens in a forward pass
     passes: int = 4  # forward passes of a step
     stage: str | None = None  # of tests/gpu/stages.py, that measures it
     profile: str | None = None  # the stage that measures its parts
@@ -81,7 +81,7 @@ class Case:
     @property
     def tokens(self) -> int:
         """Of a forward pass."""
-        return self.at_once * SEQ_LEN
+        return int(self.at_once * SEQ_LEN)
 
     @cached_property
     def layer(self) -> Any:
@@ -95,11 +95,12 @@ class Case:
 
 
 CASES = {
-    # As configs/train/example_one_gpu.yaml and example_lora_80gb.yaml train; `passes` as a step of theirs has.
-    "1.7B_full": Case(shape="1.7B", compiled=True, copies=True, kept_logits=True, at_once=2, stage="full_copies"),
+    # As configs/train/example_one_gpu.yaml (8 passes of 3 rows of 4,096) and example_lora_80gb.yaml train.
+    "1.7B_full": Case(shape="1.7B", compiled=True, copies=True, kept_logits=True, at_once=1.5, passes=8),
     "8B_lora": Case(shape="8B_lora", compiled=True, kept_logits=True, passes=2, stage="lora_kept_logits"),
     # Without one or the other.
-    "1.7B_full_copies_only": Case(shape="1.7B", compiled=True, copies=True, at_once=2),
+    "1.7B_full_copies_only": Case(shape="1.7B", compiled=True, copies=True, at_once=1.5, passes=8),
+    "1.7B_full_copies_one_row": Case(shape="1.7B", compiled=True, copies=True, kept_logits=True, stage="full_copies"),
     "1.7B_full_autocast": Case(shape="1.7B", compiled=True, stage="full_compiled", profile="full_compiled_profile"),
     "1.7B_full_two_rows": Case(shape="1.7B", compiled=True, at_once=2, passes=2, stage="full_two_rows"),
     "1.7B_full_eager": Case(shape="1.7B", compiled=False, stage="full", profile="full_profile"),

@@ -73,10 +73,17 @@ def gpu_kernels() -> Iterator[None]:
     """TRL's loss head as its Triton kernels compute it: within a tile, and with products added in fp32."""
     from trl.kernels import chunked_logprob
 
+    from train.model import kept_logits
+
     def nothing(*args: Any, **kwargs: Any) -> None:
         """A kernel that works within its arguments."""
 
+    def product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """In fp32, then cast: without copies of what is multiplied."""
+        return left.new_empty((left.shape[0], right.shape[1]), dtype=torch.float32).to(dtype)
+
     with (
+        mock.patch.object(kept_logits, "_product", product),
         mock.patch.object(chunked_logprob, "_forward_tile", nothing),
         mock.patch.object(chunked_logprob, "_backward_tile", nothing),
         mock.patch.object(chunked_logprob, "_addmm_fp32", nothing),

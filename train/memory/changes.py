@@ -35,6 +35,7 @@ class Change:
             "per_device_train_batch_size": "rows",
             "gradient_accumulation_steps": "accumulation",
             "gradient_checkpointing": "checkpointing",
+            "bf16_copies": "copies",
         }
         for option, name in names.items():
             value = getattr(self.setting, name)
@@ -98,7 +99,8 @@ def _sharded(setting: Setting, *, more_only: bool) -> Iterator[Change]:
         if alone or (more_only and _order(sharding) <= _order(setting.sharding)):
             continue
         checkpointing = setting.checkpointing or more_only
-        yield Change(setting=dataclasses.replace(setting, sharding=sharding, checkpointing=checkpointing), launch=name)
+        changed = dataclasses.replace(setting, sharding=sharding, checkpointing=checkpointing, copies=False)
+        yield Change(setting=changed, launch=name)
 
 
 def _order(sharding: Sharding) -> int:

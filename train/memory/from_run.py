@@ -36,6 +36,8 @@ def setting_of(
         bits=_bits(config),
         nested=bool(config.value("use_bnb_nested_quant")),
         liger=bool(config.value("use_liger_kernel")),
+        copies=config.own.bf16_copies,
+        keep_logits_gib=config.own.keep_logits_gib,
         compiled=any(config.value(f"torch_compile{end}") for end in ("", "_backend", "_mode")),
         on_gpu=not config.value("use_cpu"),
         documents=_documents(manifest, config.value("per_device_train_batch_size")),

@@ -57,6 +57,8 @@ class Setting:
     bits: int | None = None  # 4 or 8: of the base model's quantised weights
     nested: bool = False  # the constants of 4-bit weights are quantised as well
     liger: bool = False
+    copies: bool = False  # bf16_copies
+    keep_logits_gib: float = 0.0
     compiled: bool = False
     on_gpu: bool = True
     attention: str = "varlen"
@@ -71,13 +73,13 @@ class Setting:
     def autocast(self) -> str | None:
         """The dtype that autocast multiplies in; None without autocast. Under DeepSpeed accelerate uses none
         (`accelerate.Accelerator.__init__`): the weights themselves are in half precision."""
-        return None if self.sharding.kind == "zero" else HALF.get(self.precision)
+        return None if self.sharding.kind == "zero" or self.copies else HALF.get(self.precision)
 
     @property
     def model_dtype(self) -> str:
         """Of the weights in layers. DeepSpeed casts them (`DeepSpeedEngine._configure_distributed_model`),
         FSDP2 gathers them in the dtype of its mixed precision."""
-        casts = self.sharding.kind in ("zero", "fsdp2")
+        casts = self.sharding.kind in ("zero", "fsdp2") or self.copies
         if self.sharding.kind == "zero" and self.precision == "no":
             return "float32"
         return HALF.get(self.precision, self.dtype) if casts else self.dtype
@@ -95,4 +97,4 @@ class Setting:
         """Whether the gradients grow in `.grad` while a backward pass runs, rather than being there before, or handed
         on as they are made."""
         in_place = self.sharding.kind in ("none", "ddp") or self.sharding.stage == 1
-        return in_place and self.accumulation == 1
+        return in_place and self.accumulation == 1 and not self.copies

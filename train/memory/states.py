@@ -15,6 +15,7 @@ The optimizer's states are those of `train.memory.optimizer_states`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,24 +85,32 @@ def _largest(weights: Sequence[Weight]) -> int:
 
 
 def _whole(weights: Sequence[Weight], setting: Setting) -> Held:
-    """Nothing is sharded: one process, or DDP."""
+    """Nothing is sharded: one process, or DDP. Weights that are traced as bf16 copies are themselves in fp32."""
+    copies = _bytes(weights) if setting.copies else 0
+    weights = _as_stored(weights, setting)
     learning = [w for w in weights if w.trained]
     states = [_states(w, setting) for w in learning]
-    gradients = _bytes(learning)
+    gradients, grow = _bytes(learning), setting.accumulation == 1 and (setting.keeps_gradients or setting.copies)
     step = sum(
         for_a_moment(setting.optim, trained(part), _largest(part), size, on_gpu=setting.on_gpu)
         for size in sorted({w.itemsize for w in learning})
         for part in [[w for w in learning if w.itemsize == size]]
     )
     return Held(
-        weights=_bytes(weights),
-        gradients=0 if setting.keeps_gradients else gradients,
+        weights=_bytes(weights) + copies,
+        gradients=0 if grow else gradients,
+        late=gradients if grow and setting.copies else 0,
         optimizer=sum(s.gpu for s in states),
         buffers=gradients if setting.sharding.kind == "ddp" else 0,
         files=BYTES[setting.dtype] * sum(w.count * w.unpacked for w in weights) if setting.keeps_files else 0,
         step=gradients + step,
         paged=sum(s.paged for s in states),
     )
+
+
+def _as_stored(weights: Sequence[Weight], setting: Setting) -> Sequence[Weight]:
+    """The model's own weights, not the copies that it computes with."""
+    return [dataclasses.replace(w, itemsize=4) for w in weights] if setting.copies else weights
 
 
 def _states(weight: Weight, setting: Setting) -> States:
@@ -251,6 +260,7 @@ def checkpoint_bytes(weights: Sequence[Weight], setting: Setting) -> int:
 
     Adapters are saved alone. DeepSpeed saves the fp32 weights next to those in half precision.
     """
+    weights = _as_stored(weights, setting)
     learning = [w for w in weights if w.trained]
     saved = learning if setting.adapters else list(weights)
     number = trained(weights)

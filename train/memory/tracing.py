@@ -27,6 +27,7 @@ from train.memory.prepared import batch, give_storages, offloading, prepared
 from train.memory.quantised import QuantisedLinear
 from train.memory.setting import Setting
 from train.memory.skeleton import NotTraced, Skeleton
+from train.model.kept_logits import GIB, keeping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ def trace(skeleton: Skeleton, setting: Setting) -> Traced:
 def key(setting: Setting) -> object:
     """Equal for settings that hold the same in their passes, where adapters and quantisation are the same."""
     names = ("tokens", "model_dtype", "autocast", "keeps_gradients", "checkpointing", "activation_offloading")
-    further = ("on_gpu", "attention", "documents")
+    further = ("on_gpu", "attention", "documents", "copies", "keep_logits_gib")
     is_plain = setting.sharding.kind in ("none", "ddp")
     return *(getattr(setting, name) for name in names + further), is_plain
 
@@ -132,10 +133,19 @@ class _Run:
             live = LiveBytes([*self.model.parameters(), *self.model.buffers(), *_tensors(given)])
             _mark_layers(stack, live)
             _drop_gradients(self.model, setting)
-            with _kernels(setting), live, offloading(self.model, setting):
+            with _kernels(setting), keeping(setting.keep_logits_gib), live, offloading(self.model, setting):
                 self._run(given, live, setting)
         self.forward, self.head, *of_layers = live.peaks
+        kept_elsewhere = self._logits_of_others(setting)
+        self.forward, self.head, self.kept = (n + kept_elsewhere for n in (self.forward, self.head, self.kept))
         self.upper, self.bottom = max(of_layers[: (len(layers) + 1) // 2]), live.peaks[-1]
+
+    def _logits_of_others(self, setting: Setting) -> int:
+        """Where logits of all tokens are too many to be kept, those of a pass with fewer trained ones may be as many as
+        the limit."""
+        limit, vocabulary = setting.keep_logits_gib * GIB, self.model.get_output_embeddings().weight.shape[0]
+        width = getattr(torch, setting.autocast or setting.model_dtype).itemsize
+        return int(limit) if (setting.tokens - 1) * vocabulary * width > limit else 0
 
     def _run(self, given: dict[str, Any], live: LiveBytes, setting: Setting) -> None:
         with _autocast(setting):

@@ -72,6 +72,33 @@ def test_above_what_compiled_layers_take_by_at_most_a_tenth(skeletons, stage, sh
     assert 1 <= found.peak / GIB / peak_gib(stage) < 1.1
 
 
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_bf16_copies(small, accumulation):
+    """Two bytes more for a weight; gradients in fp32, of which none is there before the first pass of a step; passes in
+    bf16."""
+    plain = Setting(rows=1, seq_len=512, accumulation=accumulation)
+    autocast, copies = (estimate(small, dataclasses.replace(plain, copies=copies)) for copies in (False, True))
+    number = autocast.held.weights // 4
+    assert copies.held.weights == 6 * number and copies.held.optimizer == autocast.held.optimizer == 8 * number
+    assert copies.held.gradients == (4 * number if accumulation > 1 else 0)
+    assert copies.held.gradients + copies.held.late == 4 * number
+    assert copies.traced.layer < 0.9 * autocast.traced.layer
+
+
+def test_logits_that_are_kept(small):
+    """They are there from the forward pass on. Passes with more than fits are computed again; but a pass with fewer
+    trained tokens may still fill what is given."""
+    base = Setting(rows=8, seq_len=4096, copies=True)
+    size = 8 * 4096 * 1000 * 2
+    none, half, whole, more = (
+        tracing.trace(small, dataclasses.replace(base, keep_logits_gib=share * size / GIB)) for share in (0, 0.5, 1, 2)
+    )
+    assert whole == more
+    for found, share in ((half, 0.5), (whole, 1.0)):
+        assert found.kept == pytest.approx(none.kept + share * size, rel=0.01)
+        assert found.forward >= none.kept + share * size
+
+
 def test_a_model_counted_by_its_layers_is_the_model(small):
     """Whole models are traced layer by layer: the same as one trace of all layers."""
     setting = Setting(rows=1, seq_len=512, accumulation=2, on_gpu=True)
