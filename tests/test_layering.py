@@ -49,7 +49,7 @@ DATA_PREP: list[tuple[str, str | None]] = [
 ]
 TRAIN: list[tuple[str, str | None]] = [
     ("sft", BELOW),
-    ("preflight launch export generate add_tokens check_nodes trace report score checkpoint.__main__", BELOW),
+    ("preflight launch export generate evaluate add_tokens check_nodes trace report score checkpoint.__main__", BELOW),
     ("memory", "checks loop model checkpoint config run run_report data_prep.shards"),
     (
         "checks",
@@ -60,7 +60,7 @@ TRAIN: list[tuple[str, str | None]] = [
     ("run_report", "checkpoint run"),
     ("scoring", "run data_prep.packed_rows data_prep.shards"),
     ("model", "config run data_prep.shards"),
-    ("serving", "checkpoint run data_prep.shards data_prep.strict_files"),
+    ("serving", "checkpoint config run data_prep.shards data_prep.strict_files"),
     ("node_check", "run data_prep.shards"),
     ("checkpoint", "config run"),
     ("config", "data_prep.strict_files data_prep.secret_texts data_prep.program_name"),

@@ -1,9 +1,13 @@
-"""Entry: stream answers of an exported model to prompts, next to those of its base model.
+"""Entry: answers of a model, or of several next to each other: streamed, from files, or in a conversation.
 
     python -m train.generate --model DIR --prompt "..." [--prompt "..."] [--repeat 10] [--base_model DIR]
+    python -m train.generate --model DIR --prompts FILE [--batch_size 8] [--output FILE.jsonl]
+    python -m train.generate --compare DIR DIR ... --prompt "..."
     python -m train.generate --model DIR --chat
 
-Sampling options have the names of transformers; what is not given is the model's own (generation_config.json).
+DIR is an export, a run, a checkpoint or an adapter. Of several models one at a time is in memory, and the answers are
+printed when all have answered. Sampling options have the names of transformers; what is not given is the model's own
+(generation_config.json).
 """
 
 from __future__ import annotations
@@ -12,18 +16,25 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.program_name import refusal, usage_name
-from train.serving.chat_model import Answer, check_folder
-from train.serving.prompt_rows import Chat, ask, check_chat, read_file
+from train.serving import generation_flags
+from train.serving.chat_model import Answer
+from train.serving.compared_models import Asked, answer_in_turn, asked_models
+from train.serving.generation_flags import overrides
+from train.serving.loaded_models import Loading, check_folder, check_sampling
+from train.serving.prompt_files import read_file, read_tools_file
+from train.serving.prompt_rows import Chat, ask, check_chat
 from train.serving.variation import variation
 
 if TYPE_CHECKING:
     from train.serving.chat_model import ChatModel
+
+Write = Callable[[dict[str, Any]], None]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,35 +44,52 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(encoding="utf-8")  # whatever the locale: a cluster's is often C
     options = _parse(arguments)
     try:
-        check_folder(options.model)
+        models = asked_models(options.model, options.base_model, options.compare or [])
+        check_models(models, options)
+        tools = read_tools_file(Path(options.tools), "--tools") if options.tools else []
         if options.chat:
-            talk(options)
+            talk(options, tools)
             return
-        chats = read_chats(options.prompt, options.prompts, options.system)
-        models = load_models(options.model, options.base_model)
+        chats = read_chats(options.prompt, options.prompts, options.system, tools)
         with _writer(options.output) as write:
             answer_all(models, chats, options, write)
     except ValueError as error:
         raise refusal("train.generate", error) from None
 
 
-def talk(options: argparse.Namespace) -> None:
+def check_models(models: list[Asked], options: argparse.Namespace) -> None:
+    """All that can be told before a model is loaded.
+
+    Raises:
+        ValueError: one is not there, or would not do what an option says.
+    """
+    _loading(options).check()
+    for model in models:
+        check_folder(model.path, runs=True)
+        check_sampling(model.path, overrides(options))
+
+
+def talk(options: argparse.Namespace, tools: list[dict[str, Any]]) -> None:
     """A conversation in the terminal."""
-    from train.serving.chat_model import load
     from train.serving.chat_session import ChatSession, prepare_terminal
+    from train.serving.loaded_models import load
 
     prepare_terminal()
-    model, how = load(options.model), {"system": options.system, "enable_thinking": options.enable_thinking}
-    ChatSession(model, _overrides(options), seed=options.seed, **how).run()
+    how = {"system": options.system, "tools": tools, "chat_template_kwargs": options.chat_template_kwargs}
+    model = load(options.model, _loading(options))
+    ChatSession(model, overrides(options), seed=options.seed, enable_thinking=options.enable_thinking, **how).run()
 
 
-def read_chats(prompts: list[str], file: str | None, system: str | None) -> list[Chat]:
+def read_chats(
+    prompts: list[str], file: str | None, system: str | None, tools: list[dict[str, Any]] | None = None
+) -> list[Chat]:
     """All chats to answer, those of the command line first.
 
     Args:
         prompts: user messages; "-" stands for all of standard input.
-        file: JSONL rows with `prompt` or `messages`, and `tools`; or, under any other name, one prompt per line.
+        file: as train.serving.prompt_files reads it.
         system: a system message for the chats that have none.
+        tools: schemas for the chats that have none.
 
     Raises:
         ValueError: nothing to ask, or a row that is no chat; names file and line.
@@ -70,118 +98,137 @@ def read_chats(prompts: list[str], file: str | None, system: str | None) -> list
     if file:
         chats += read_file(Path(file), "--prompts")
     for chat in chats:
+        chat.tools = chat.tools or tools or []
         if system and chat.messages[0]["role"] != "system":
             chat.messages.insert(0, {"role": "system", "content": system})
         check_chat(chat)
     return chats
 
 
-def load_models(tuned_path: str, base_path: str | None) -> list[ChatModel]:
-    """The base model, if asked for, then the tuned one."""
-    from train.serving.chat_model import borrow_template, load
-
-    tuned = load(tuned_path)
-    if not base_path:
-        return [tuned]
-    base = load(base_path)
-    if borrow_template(base, tuned):
-        print(f"{base_path} has no chat template: asked through that of {tuned_path}", file=sys.stderr)
-    return [base, tuned]
-
-
-def answer_all(
-    models: list[ChatModel],
-    chats: list[Chat],
-    options: argparse.Namespace,
-    write: Callable[[dict[str, Any]], None],
-) -> None:
-    """Print each chat's answers, model by model and `repeat` times; answer number i uses seed + i."""
-    overrides = _overrides(options)
-    only_one = len(models) * len(chats) * options.repeat == 1  # then nothing but the answer is printed
+def answer_all(models: list[Asked], chats: list[Chat], options: argparse.Namespace, write: Write) -> None:
+    """Print and write each chat's answers, model by model and `repeat` times; answer number i uses seed + i."""
+    if len(models) == 1:
+        _answer_alone(models[0], chats, options, write)
+        return
+    answers = answer_in_turn(models, _loading(options), lambda model: _answers(model, chats, options))
     for number, chat in enumerate(chats):
-        if not only_one:
-            print(f"[{number + 1}/{len(chats)}] {chat.question}")
-        for model in models:
-            ids = model.prompt_ids(chat.messages, chat.tools, options.enable_thinking)
-            if options.repeat > 1 and not model.generation_config(overrides, len(ids)).do_sample:
-                print(f"{model.name} does not sample: all answers will be the same", file=sys.stderr)
-            answers = []
-            for repeat in range(options.repeat):
-                if not only_one:
-                    print(_heading(model, models, repeat, options.repeat), end="", flush=True)
-                seed = options.seed + repeat
-                answer = model.answer(ids, overrides, seed=seed, on_text=lambda text: print(text, end="", flush=True))
-                print(flush=True)
-                write(_row(model, chat, answer, repeat, seed, overrides))
-                answers.append(answer.text)
-            if options.repeat > 1:
-                print(variation(answers))
+        print(f"[{number + 1}/{len(chats)}] {chat.question}")
+        for model, of_model in zip(models, answers, strict=True):
+            _show(model, chat, of_model[number], options, write)
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=usage_name("train.generate"), description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="a folder made by train.export, or an id on the hub")
-    add("--base_model", metavar="DIR", help="answer with this model too, before the tuned one")
-    add("--prompt", action="append", default=[], help='a question; may be given again; "-" reads standard input')
-    add("--prompts", metavar="FILE", help="one question per line, or .jsonl rows: `prompt` or `messages`, `tools`")
-    add("--chat", action="store_true", help="talk with the model in the terminal; /help lists its commands")
-    add("--system", help="system message for the chats that have none of their own")
-    add("--enable_thinking", type=_boolean, metavar="true|false", help="ask the model to think first, or not to")
-    add("--repeat", type=_positive, default=1, metavar="N", help="ask the same question N times")
-    add("--seed", type=int, default=42, help="the i-th repeat uses seed + i (default: %(default)s)")
-    add("--output", metavar="FILE.jsonl", help="also write the answers there; replaced when all are done")
-    group = parser.add_argument_group("generation (the model's own value if not given)")
-    group.add_argument("--max_new_tokens", type=_positive)
-    group.add_argument("--do_sample", type=_boolean, nargs="?", const=True, metavar="true|false")
-    group.add_argument("--temperature", type=_above_zero)
-    group.add_argument("--top_p", type=_share)
-    group.add_argument("--top_k", type=_count, help="0: no limit")
-    group.add_argument("--repetition_penalty", type=_above_zero)
-    group.add_argument("--stop", action="append", dest="stop_strings", metavar="TEXT", help="end an answer after it")
-    options = parser.parse_args(arguments)
-    if not (options.prompt or options.prompts or options.chat):
-        parser.error("nothing to ask: give --prompt or --prompts, or --chat")
-    others = [name for name in ("prompt", "prompts", "base_model", "output") if getattr(options, name)]
-    if options.chat and (others or options.repeat > 1):
-        parser.error(f"--chat asks one model, one question after the other: leave out --{(others or ['repeat'])[0]}")
-    return options
+def _answer_alone(asked: Asked, chats: list[Chat], options: argparse.Namespace, write: Write) -> None:
+    """One model's answers: each piece as soon as it is there, or each batch."""
+    from train.serving.loaded_models import load
+
+    model, step = load(asked.path, _loading(options)), options.batch_size
+    only_one = len(chats) * options.repeat == 1  # then nothing but the answer is printed
+    for first in range(0, len(chats), step):
+        batch = chats[first : first + step]
+        whole = _answers(model, batch, options) if step > 1 else [_streamed(model, batch[0], options)]
+        for number, (chat, answers) in enumerate(zip(batch, whole, strict=True), first + 1):
+            if not only_one:
+                print(f"[{number}/{len(chats)}] {chat.question}")
+            _show(asked, chat, answers, options, write, is_headed=not only_one, is_streamed=step == 1)
 
 
-def _overrides(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "stop_strings")
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+def _answers(model: ChatModel, chats: list[Chat], options: argparse.Namespace) -> list[list[Answer]]:
+    """By chat, and for each by repeat."""
+    found: list[list[Answer]] = [[] for _ in chats]
+    for first in range(0, len(chats), options.batch_size):
+        batch = slice(first, first + options.batch_size)
+        prompts = [_prompt_ids(model, chat, options) for chat in chats[batch]]
+        for repeat in range(options.repeat):
+            answers = model.answer_batch(prompts, overrides(options), seed=options.seed + repeat)
+            for of_chat, answer in zip(found[batch], answers, strict=True):
+                of_chat.append(answer)
+    return found
 
 
-def _heading(model: ChatModel, models: list[ChatModel], repeat: int, repeats: int) -> str:
-    words = []
-    if len(models) > 1:
-        words.append("base" if model is models[0] else "tuned")
-    if repeats > 1:
-        words.append(str(repeat + 1))
-    return " ".join(words) + "> "
+def _streamed(model: ChatModel, chat: Chat, options: argparse.Namespace) -> Iterator[Answer]:
+    """The answers by repeat, each printed piece by piece while it is made."""
+    ids = _prompt_ids(model, chat, options)
+
+    def show(text: str) -> None:
+        print(text, end="", flush=True)
+
+    for repeat in range(options.repeat):
+        yield model.answer(ids, overrides(options), seed=options.seed + repeat, on_text=show)
 
 
-def _row(
-    model: ChatModel, chat: Chat, answer: Answer, repeat: int, seed: int, overrides: dict[str, Any]
-) -> dict[str, Any]:
+def _prompt_ids(model: ChatModel, chat: Chat, options: argparse.Namespace) -> list[int]:
+    ids = model.prompt_ids(chat.messages, chat.tools, options.enable_thinking, options.chat_template_kwargs)
+    if options.repeat > 1 and not model.generation_config(overrides(options), len(ids)).do_sample:
+        print(f"{model.name} does not sample: all answers will be the same", file=sys.stderr)
+    return ids
+
+
+def _show(
+    asked: Asked,
+    chat: Chat,
+    answers: Iterable[Answer],
+    options: argparse.Namespace,
+    write: Write,
+    *,
+    is_headed: bool = True,
+    is_streamed: bool = False,
+) -> None:
+    """Print and write one model's answers to a chat; streamed ones print themselves when they are taken."""
+    coming, texts = iter(answers), []
+    for repeat in range(options.repeat):
+        if is_headed:
+            print(_heading(asked, repeat, options.repeat), end="", flush=True)
+        answer = next(coming)
+        print("" if is_streamed else answer.text, flush=True)
+        write(_row(asked, chat, answer, repeat, options))
+        texts.append(answer.text)
+    if options.repeat > 1:
+        print(variation(texts))
+
+
+def _heading(asked: Asked, repeat: int, repeats: int) -> str:
+    return " ".join([*filter(None, [asked.label]), *([str(repeat + 1)] if repeats > 1 else [])]) + "> "
+
+
+def _row(asked: Asked, chat: Chat, answer: Answer, repeat: int, options: argparse.Namespace) -> dict[str, Any]:
     return {
-        "model": model.name,
+        "model": asked.path,
         "messages": chat.messages,
         **({"tools": chat.tools} if chat.tools else {}),
         "answer": answer.text,
         "repeat": repeat,
-        "seed": seed,
-        "options": overrides,
+        "seed": options.seed + repeat,
+        "options": {**overrides(options), **_other_options(options)},
         "prompt_tokens": answer.prompt_tokens,
         "new_tokens": answer.new_tokens,
         "ended": answer.ended,
     }
 
 
+def _other_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What else decides an answer, where it is given."""
+    names = ("enable_thinking", "chat_template_kwargs", "load_in_4bit")
+    found = {name: getattr(options, name) for name in names if getattr(options, name) not in (None, False, {})}
+    found |= {"enable_thinking": False} if options.enable_thinking is False else {}
+    found |= {"batch_size": options.batch_size} if options.batch_size > 1 else {}
+    return found | ({"dtype": options.dtype} if options.dtype != "auto" else {})
+
+
+def _loading(options: argparse.Namespace) -> Loading:
+    return Loading(options.dtype, options.load_in_4bit)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=usage_name("train.generate"), description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    generation_flags.add_flags(parser)
+    options = parser.parse_args(arguments)
+    generation_flags.check(parser, options)
+    return options
+
+
 @contextmanager
-def _writer(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _writer(path: str | None) -> Iterator[Write]:
     """Writes rows to a temporary file, which replaces `path` at the end: if this is cut off, the old file stays."""
     if not path:
         yield lambda row: None
@@ -194,45 +241,6 @@ def _writer(path: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     with file:
         yield lambda row: print(json.dumps(row, ensure_ascii=False), file=file, flush=True)
     temporary.replace(path)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1, found {text!r}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a number from 0, found {text!r}")
-    return int(text)
-
-
-def _above_zero(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0 (no sampling: --do_sample false), found {text!r}")
-    return value
-
-
-def _share(text: str) -> float:
-    value = _number(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number above 0 and up to 1, found {text!r}")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}") from None
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
-    return text.lower() == "true"
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def examine(
 
 def _check_questions(config: RunConfig) -> Iterator[str]:
     """Of a file of sample questions."""
-    from train.serving.prompt_rows import read_file
+    from train.serving.prompt_files import read_file
 
     if not config.own.sample_questions:
         return

@@ -60,7 +60,7 @@ def _score(options: argparse.Namespace) -> None:
     from data_prep.packed_rows import PackedRows
     from data_prep.shards import manifest_sha256, read_manifest
     from train.scoring.file import ScoreFile, read_scores
-    from train.serving.chat_model import check_folder
+    from train.serving.loaded_models import check_folder
 
     check_folder(options.model)
     manifest = read_manifest(options.shards)
@@ -109,7 +109,7 @@ def _score_rest(options: Any, rows: PackedRows, chosen: range, done: int, file: 
     from tqdm import tqdm
 
     from train.scoring.losses import score
-    from train.serving.chat_model import load
+    from train.serving.loaded_models import load
 
     model = load(options.model).model
     with tqdm(total=total, initial=done, unit="document", disable=not sys.stderr.isatty()) as bar:

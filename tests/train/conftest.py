@@ -78,3 +78,11 @@ def estimate_of_a_run():
         estimated = after_run.estimated
         patched.setattr(after_run, "estimated", lambda *_: {})
         yield estimated
+
+
+@pytest.fixture(scope="session")
+def taught(tiny_model_dir, tiny_tokenizer, tmp_path_factory) -> Path:
+    """The export of a tiny model that has learnt LESSONS by heart; next to it is the run that it is of."""
+    from tests.support.taught_model import teach
+
+    return teach(tiny_model_dir("llama"), tiny_tokenizer, tmp_path_factory.mktemp("taught"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -12,42 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.export_runs import run_export
-from train import generate
-from train.checkpoint.folders import publish
+from tests.support.taught_model import LESSONS, ask
 
 ROOT = Path(__file__).resolve().parents[2]
-LESSONS = {
-    "사과는 왜 빨간가요?": "안토시아닌이라는 색소 때문입니다 🍎👩‍⚕️!",
-    "Say hello.": "Hello, my friend.",
-}
-
-
-@pytest.fixture(scope="module")
-def taught(tiny_model_dir, tiny_tokenizer, tmp_path_factory) -> Path:
-    """The export of a tiny model that has learnt LESSONS by heart."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir("llama"))
-    chats = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in LESSONS.items()]
-    batch = tiny_tokenizer.apply_chat_template(chats, return_dict=True, padding=True, return_tensors="pt")
-    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    for _ in range(150):
-        optimizer.zero_grad()
-        model(**batch, labels=labels).loss.backward()
-        optimizer.step()
-    folder = tmp_path_factory.mktemp("taught")
-    model.save_pretrained(folder / "run")
-    tiny_tokenizer.save_pretrained(folder / "run")
-    publish(folder / "run", step=150, world_size=1, extra={})
-    run_export(folder / "run", folder / "export")
-    return folder / "export"
-
-
-def ask(model: Path, *options: str) -> None:
-    generate.main(["--model", str(model), *options])
 
 
 def test_the_answer_alone_is_printed_and_it_ends_where_it_should(taught, capsys):
@@ -78,45 +44,6 @@ def test_every_print_of_a_stream_is_whole_characters(taught, monkeypatch):
     ask(taught, "--prompt", "사과는 왜 빨간가요?")
     assert "".join(prints) == next(iter(LESSONS.values()))
     assert len(prints) > 10 and not any("�" in p for p in prints)
-
-
-def test_several_prompts_base_and_tuned_side_by_side_repeated_and_recorded(taught, tiny_model_dir, tmp_path, capsys):
-    output = tmp_path / "answers.jsonl"
-    base = tiny_model_dir("qwen3")
-    questions = list(LESSONS)
-    options = ["--prompt", questions[0], "--prompt", questions[1], "--base_model", str(base), "--repeat", "2"]
-    ask(taught, *options, "--max_new_tokens", "60", "--output", str(output), "--seed", "7")
-    captured = capsys.readouterr()
-    assert captured.err.count("does not sample: all answers will be the same") == 4
-    for number, (question, answer) in enumerate(LESSONS.items(), 1):
-        assert f"[{number}/2] {question}\nbase 1> " in captured.out
-        assert f"tuned 1> {answer}\ntuned 2> {answer}\n" in captured.out
-    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    assert [(r["model"], r["repeat"], r["seed"]) for r in rows] == [
-        (str(m), r, 7 + r) for _ in questions for m in (base, taught) for r in (0, 1)
-    ]
-    tuned = [r for r in rows if r["model"] == str(taught)]
-    assert [r["answer"] for r in tuned] == [a for a in LESSONS.values() for _ in range(2)]
-    assert all(r["ended"] and r["new_tokens"] < 60 for r in tuned)
-    assert rows[0]["messages"] == [{"role": "user", "content": questions[0]}]
-    assert rows[0]["options"] == {"max_new_tokens": 60}
-    assert not any(r["ended"] for r in rows if r["model"] == str(base) and r["new_tokens"] == 60)
-
-
-def test_a_base_model_without_a_template_is_asked_through_the_tuned_ones(taught, tiny_model_dir, tmp_path, capsys):
-    base = tmp_path / "base"
-    shutil.copytree(taught, base)
-    (base / "chat_template.jinja").unlink()
-    (base / "generation_config.json").unlink()
-    ask(taught, "--prompt", "Say hello.", "--base_model", str(base))
-    captured = capsys.readouterr()
-    assert "has no chat template: asked through that of" in captured.err
-    assert "base> Hello, my friend.\ntuned> Hello, my friend.\n" in captured.out
-    small = tmp_path / "small"
-    shutil.copytree(tiny_model_dir("llama", vocab_size=500), small)
-    (small / "chat_template.jinja").unlink()
-    with pytest.raises(SystemExit, match="only 500 embeddings for the 592 tokens"):
-        ask(taught, "--prompt", "x", "--base_model", str(small))
 
 
 def test_sampling_repeats_differ_and_a_seed_gives_them_again(tiny_model_dir, tmp_path, capsys):
@@ -151,44 +78,6 @@ def test_the_models_own_defaults_hold_until_a_flag_says_otherwise(taught, tmp_pa
         new_tokens("--do_sample", "false", "--temperature", "0.1")
 
 
-def test_prompts_from_files(tmp_path, monkeypatch):
-    text = tmp_path / "prompts.txt"
-    text.write_text("\ufeff첫 번째\r\n\n two \n", encoding="utf-8")
-    rows = tmp_path / "prompts.jsonl"
-    chat = [{"role": "system", "content": "own"}, {"role": "user", "content": "b"}]
-    inside = "a\u2028line"
-    rows.write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in ({"prompt": inside}, {"messages": chat})))
-    user, system = (lambda t: {"role": "user", "content": t}), {"role": "system", "content": "S"}
-
-    def read(*arguments) -> list[list[dict]]:
-        return [chat.messages for chat in generate.read_chats(*arguments)]
-
-    assert read(["x"], str(text), None) == [[user("x")], [user("첫 번째")], [user("two")]]
-    assert read([], str(rows), "S") == [[system, user(inside)], chat]
-    monkeypatch.setattr(sys, "stdin", io.StringIO(" from\nstdin \n"))
-    assert read(["-"], None, "S") == [[system, user("from\nstdin")]]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": ', r"p.jsonl:2: expected a JSON object"),
-        ("p.jsonl", b'{"question": "a"}', r'p.jsonl:1: expected "prompt"'),
-        ("p.jsonl", b'["a"]', r"p.jsonl:1: expected an object with prompt or messages, found list"),
-        ("p.jsonl", b'{"messages": [{"role": "wizard", "content": "a"}]}', r"p.jsonl:1, message 0: expected a role"),
-        ("p.jsonl", b'{"messages": [{"role": "user", "content": "a"}], "tools": "{"}', r"p.jsonl:1: expected JSON"),
-        ("p.jsonl", b'{"messages": [{"role": "assistant", "content": "a"}]}', r"ends with the user's turn"),
-        ("p.jsonl", b'{"prompt": " "}', r"an empty user message"),
-        ("p.txt", b"\n \n", r"expected at least one prompt, found none"),
-        ("p.txt", b"\xb0\xa1\xb3\xaa", r"expected a UTF-8 text file"),
-    ],
-)
-def test_prompt_files_that_cannot_be_used_are_refused_with_the_line(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        generate.read_chats([], str(tmp_path / name), None)
-
-
 def test_what_goes_wrong_is_one_line_and_keeps_an_earlier_output(taught, tmp_path):
     output = tmp_path / "answers.jsonl"
     output.write_text("earlier")
@@ -196,39 +85,8 @@ def test_what_goes_wrong_is_one_line_and_keeps_an_earlier_output(taught, tmp_pat
     with pytest.raises(SystemExit, match=r"the prompt has .* tokens, the context 512"):
         ask(taught, "--prompt", "Say hello.", "--prompt", long, "--output", str(output))
     assert output.read_text() == "earlier"
-    with pytest.raises(SystemExit, match=r" is a run or a checkpoint, not an export"):
-        ask(taught.parent / "run", "--prompt", "x")
     with pytest.raises(SystemExit, match="cannot be written"):
         ask(taught, "--prompt", "x", "--output", str(tmp_path / "absent" / "o.jsonl"))
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        ["--repeat", "0"],
-        ["--do_sample", "maybe"],
-        ["--max_new_tokens", "-1"],
-        ["--max_tokens", "5"],
-        ["--temperature", "0"],
-        ["--temperature", "nan"],
-        ["--top_p", "1.5"],  # transformers would ignore it
-        ["--top_p", "0"],
-        ["--top_k", "-1"],
-        ["--repetition_penalty", "0"],
-    ],
-    ids=" ".join,
-)
-def test_values_that_mean_nothing_are_refused_at_once(wrong, capsys):
-    with pytest.raises(SystemExit) as error:
-        generate.main(["--model", "unread", "--prompt", "x", "--do_sample", *wrong])
-    assert error.value.code == 2
-    assert wrong[0] in capsys.readouterr().err
-
-
-def test_nothing_to_ask_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        generate.main(["--model", "unread"])
-    assert "nothing to ask" in capsys.readouterr().err
 
 
 def test_help_and_errors_come_before_the_heavy_imports():
@@ -268,8 +126,10 @@ def test_repeated_answers_are_compared(taught, capsys):
     assert "1 of 2 answers differ; two of them are alike by 1.00" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [["--prompt", "x"], ["--repeat", "2"], ["--base_model", "x"]])
-def test_a_conversation_has_one_model_and_no_prompts(words, capsys):
-    with pytest.raises(SystemExit):
-        generate.main(["--model", "x", "--chat", *words])
-    assert "--chat asks one model" in capsys.readouterr().err
+def test_a_file_in_batches_is_answered_as_one_by_one(taught, tmp_path, capsys):
+    (tmp_path / "p.json").write_text(json.dumps([*LESSONS, "Say hello."], ensure_ascii=False), encoding="utf-8")
+    ask(taught, "--prompts", f"{tmp_path}/p.json", "--max_new_tokens", "60")
+    alone = capsys.readouterr().out
+    assert all(answer in alone for answer in LESSONS.values())
+    ask(taught, "--prompts", f"{tmp_path}/p.json", "--batch_size", "2", "--max_new_tokens", "60")
+    assert capsys.readouterr().out == alone

@@ -1,4 +1,4 @@
-"""Numbers that flags of commands take; argparse says what is wrong with others."""
+"""Values that flags of commands take; argparse says what is wrong with others."""
 
 from __future__ import annotations
 
@@ -21,3 +21,10 @@ def positive(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
     return number
+
+
+def boolean(text: str) -> bool:
+    """Of true or false."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
+    return text.lower() == "true"

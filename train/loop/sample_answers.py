@@ -19,7 +19,8 @@ from train.run.atomic_files import write_text_atomically
 from train.run.distributed import gather, is_first
 from train.run_report.run_files import SAMPLES, read_samples
 from train.serving.chat_model import ChatModel
-from train.serving.prompt_rows import check_chat, read_file
+from train.serving.prompt_files import read_file
+from train.serving.prompt_rows import check_chat
 
 if TYPE_CHECKING:
     from datasets import Dataset

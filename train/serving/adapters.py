@@ -165,15 +165,20 @@ def untie_adapted(model: PeftModel) -> None:
         outer.weight = torch.nn.Parameter(outer.weight.detach().clone(), requires_grad=False)
 
 
-def load_adapter(source: Path, base: Base, *, dequantised: bool = False) -> PeftModel:
+def load_adapter(
+    source: Path, base: Base, *, dequantised: bool = False, arguments: dict[str, Any] | None = None
+) -> PeftModel:
     """The adapter over its base model, in eval mode.
+
+    Args:
+        arguments: of `from_pretrained` for the base model, in the place of those of training.
 
     Raises:
         ValueError: the base model cannot be loaded or is another one, or the adapter lacks weights.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    model: Any = PeftModel.from_pretrained(_load_base(base, dequantised), source)
+    model: Any = PeftModel.from_pretrained(_load_base(base, dequantised, arguments or {}), source)
     # peft loads a file that lacks some adapters with no more than a warning.
     expected = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
     if missing := sorted(expected - tensor_shapes([source / ADAPTER_WEIGHTS]).keys()):
@@ -181,11 +186,11 @@ def load_adapter(source: Path, base: Base, *, dequantised: bool = False) -> Peft
     return model.eval()
 
 
-def _load_base(base: Base, dequantised: bool) -> Any:
+def _load_base(base: Base, dequantised: bool, arguments: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(base.path, **base.load_arguments)
+        model: Any = AutoModelForCausalLM.from_pretrained(base.path, **{**base.load_arguments, **arguments})
     except (ImportError, OSError) as error:  # ImportError: bitsandbytes
         raise ValueError(
             f"the adapter's base model {base.path} cannot be loaded: say where it is now with --base_model. Found: "

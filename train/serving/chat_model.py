@@ -6,10 +6,8 @@ import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from train.serving.adapters import check_exported
 from train.serving.tool_prompts import check_complete, place_reasoning
 
 DEFAULT_MAX_NEW_TOKENS = 512  # where neither the model's generation config nor a flag says
@@ -25,7 +23,7 @@ class Answer:
     text: str
     prompt_tokens: int
     new_tokens: int  # the end token included
-    ended: bool  # by an end token, not by max_new_tokens
+    ended: bool  # by an end token or a stop text, not by max_new_tokens
 
 
 class TextStream:
@@ -91,34 +89,52 @@ class ChatModel:
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         enable_thinking: bool | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> list[int]:
         """The chat as token ids, up to where the answer begins. Text in it that spells a control token stays text.
 
         Args:
             messages, tools: as train.serving.prompt_rows reads them.
             enable_thinking: whether the model is asked to think before it answers; None: as the template has it.
+            chat_template_kwargs: more variables of the template.
 
         Raises:
-            ValueError: the tokenizer has no chat template, or the template refuses the chat, leaves parts of it out, or
-                cannot ask for what `enable_thinking` says.
+            ValueError: the tokenizer has no chat template, or the template refuses the chat, leaves parts of it out,
+                cannot ask for what `enable_thinking` says, or does not read one of the variables.
         """
         if not self.tokenizer.chat_template:
             raise ValueError(f"{self.name}: the tokenizer has no chat template: export the model with train.export")
+        more = chat_template_kwargs or {}
+        self._check_read(more, tools)
         messages = place_reasoning(messages, self._text)
         check_complete(self.name, messages, tools or [], self._text)
-        asked = self._asked_to_think(messages, tools, enable_thinking)
+        more = {**more, **self._asked_to_think(messages, tools, enable_thinking, more)}
         rendering = {"sanitize_control_tokens": True, "return_dict": True}
-        encoded: Any = self._apply(messages, tools, **rendering, **asked)
+        encoded: Any = self._apply(messages, tools, **rendering, **more)
         return encoded["input_ids"]
 
+    def _check_read(self, more: dict[str, Any], tools: list[dict[str, Any]] | None) -> None:
+        """Refuse a variable that the template does not name: it would do nothing."""
+        template = self.tokenizer.get_chat_template(tools=tools or None)
+        for name in more:
+            if not re.search(rf"\b{re.escape(name)}\b", template):
+                raise ValueError(
+                    f"{self.name}: --chat_template_kwargs: the chat template does not read {name!r}: look into "
+                    "chat_template.jinja for the names that it has, or leave it out"
+                )
+
     def _asked_to_think(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, enable_thinking: bool | None
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        enable_thinking: bool | None,
+        more: dict[str, Any],
     ) -> dict[str, bool]:
         """What the template is told."""
         if enable_thinking is None:
             return {}
         asked = [dict.fromkeys(THINKING_NAMES, value) for value in (True, False)]
-        texts = [self._apply(messages, tools, tokenize=False, **how) for how in asked]
+        texts = [self._apply(messages, tools, tokenize=False, **{**more, **how}) for how in asked]
         if texts[0] == texts[1]:
             raise ValueError(
                 f"{self.name}: --enable_thinking: expected a chat template that asks models to think or not to; this "
@@ -160,12 +176,9 @@ class ChatModel:
 
     def answer(self, ids: list[int], overrides: dict[str, Any], *, seed: int, on_text: Callable[[str], None]) -> Answer:
         """Generate one answer, handing its text to `on_text` piece by piece; the same seed gives the same answer."""
-        import torch
-        from transformers import set_seed
-
         config = self.generation_config(overrides, len(ids))
-        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        stream = TextStream(lambda part: self.tokenizer.decode(part, skip_special_tokens=True))
+        ends = end_ids(config)
+        stream = TextStream(self._decode)
         generated: list[int] = []
         pieces: list[str] = []
 
@@ -179,81 +192,66 @@ class ChatModel:
             if token_id not in ends:  # an end token that is not marked special would be shown
                 give(stream.push(token_id))
 
-        prompt = torch.tensor([ids], device=self.model.device)
+        self._generate([ids], config, seed, _Listener(on_token))
+        give(stream.finish())
+        return self._answer("".join(pieces), ids, generated, config)
+
+    def answer_batch(self, prompts: list[list[int]], overrides: dict[str, Any], *, seed: int) -> list[Answer]:
+        """Generate one answer to each prompt at once; greedy ones are those of `answer`, up to rounding.
+
+        Raises:
+            ValueError: as `generation_config`, for the longest prompt.
+        """
+        config = self.generation_config(overrides, max(map(len, prompts)))
+        answers = []
+        for ids, row in zip(prompts, self._generate(prompts, config, seed, None), strict=True):
+            generated = _until_end(row, end_ids(config), config.pad_token_id)
+            shown = generated[:-1] if generated and generated[-1] in end_ids(config) else generated
+            answers.append(self._answer(self._decode(shown), ids, generated, config))
+        return answers
+
+    def _generate(self, prompts: list[list[int]], config: Any, seed: int, listener: _Listener | None) -> Any:
+        """(prompts, new tokens): token ids; shorter prompts are padded on the left."""
+        import torch
+        from transformers import set_seed
+
+        longest = max(map(len, prompts))
+        pad = config.pad_token_id if config.pad_token_id is not None else 0  # masked: any id will do
+        rows = [[pad] * (longest - len(ids)) + ids for ids in prompts]
+        mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
         set_seed(seed)
-        self.model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
+        output = self.model.generate(
+            torch.tensor(rows, device=self.model.device),
+            attention_mask=torch.tensor(mask, device=self.model.device),
             generation_config=config,
-            streamer=_Listener(on_token),
+            streamer=listener,
             tokenizer=self.tokenizer if config.stop_strings else None,
         )
-        give(stream.finish())
-        return Answer("".join(pieces), len(ids), len(generated), bool(generated) and generated[-1] in ends)
+        return output[:, longest:].tolist()
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _answer(self, text: str, prompt: list[int], generated: list[int], config: Any) -> Answer:
+        at_end = bool(generated) and generated[-1] in end_ids(config)
+        stops = config.stop_strings or []  # a text, or a list of them
+        stopped = any(stop in text for stop in ([stops] if isinstance(stops, str) else stops))
+        return Answer(text, len(prompt), len(generated), at_end or stopped)
 
     def _context(self) -> int:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 62
 
 
-def check_folder(path: str) -> None:
-    """Refuse what is plainly not an exported model, before anything heavy is loaded.
-
-    Raises:
-        ValueError: no such folder, a file, a folder without a model, or a run or checkpoint that was not exported.
-    """
-    folder = Path(path)
-    if not folder.exists():
-        if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and not path.startswith("."):
-            return  # perhaps an id on the hub
-        raise ValueError(f"{path}: expected the folder of an exported model or an id on the hub, found no such folder")
-    if not folder.is_dir():
-        raise ValueError(f"{path}: expected the folder of an exported model, found a file")
-    signs = ("complete.json", "trainer_state.json", "run.json", "latest")
-    if any((folder / sign).exists() for sign in signs) or any(folder.glob("checkpoint-*")):
-        raise ValueError(
-            f"{path} is a run or a checkpoint, not an export: run\n"
-            f"  python -m train.export --checkpoint {path} --output DIR\nand give DIR"
-        )
-    if not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
-        raise ValueError(f"{path}: expected the folder of an exported model (config.json), found none in it")
+def end_ids(config: Any) -> list[int]:
+    """The ids that end an answer."""
+    return config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
 
 
-def load(path: str) -> ChatModel:
-    """Load a model from a folder or the hub, on the GPUs if there are any, in its own dtype.
-
-    Raises:
-        ValueError: it cannot be loaded, or is an adapter of another base model than the one that is there.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
-    check_exported(Path(path))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        device_map = "auto" if torch.cuda.is_available() else None
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", device_map=device_map)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no model that can be loaded, in a folder or on the hub. Found: {error}") from None
-    if (Path(path) / "generation_config.json").exists():  # of an adapter, the base's would be taken
-        model.generation_config = GenerationConfig.from_pretrained(path)
-    return ChatModel(path, model.eval(), tokenizer)
-
-
-def borrow_template(base: ChatModel, tuned: ChatModel) -> bool:
-    """Let a base model without a chat template be asked through the tuned model's tokenizer; whether that was needed.
-
-    Raises:
-        ValueError: the base model has fewer embeddings than the tokenizer has tokens.
-    """
-    if base.tokenizer.chat_template:
-        return False
-    rows = base.model.get_input_embeddings().weight.shape[0]
-    if rows < len(tuned.tokenizer):
-        raise ValueError(
-            f"{base.name} has no chat template of its own, and only {rows} embeddings for the {len(tuned.tokenizer)} "
-            f"tokens of {tuned.name}: give the base model that was tuned"
-        )
-    base.tokenizer = tuned.tokenizer
-    base.model.generation_config.eos_token_id = tuned.model.generation_config.eos_token_id
-    base.model.generation_config.pad_token_id = tuned.model.generation_config.pad_token_id
-    return True
+def _until_end(row: list[int], ends: list[int], pad: int | None) -> list[int]:
+    """A row of a batch up to its first end token, or without the padding behind a stop text."""
+    for place, token_id in enumerate(row):
+        if token_id in ends:
+            return row[: place + 1]
+    while row and row[-1] == pad:
+        row = row[:-1]
+    return row

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from train.serving.chat_model import ChatModel
+from train.serving.prompt_rows import read_calls
+
+_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 
 HELP = """\
 /reset          forget the conversation; a system message stays
 /system TEXT    set the system message, and begin anew; without TEXT: none
+/tool TEXT      the result of a tool that the model has called
 /save FILE      write the conversation as a JSONL row of `messages`, as --prompts reads it
 /quit           end, as does Ctrl-D
 A line that ends in \\ goes on in the next one. Ctrl-C stops an answer; what it has said stays in the conversation."""
@@ -23,6 +29,7 @@ class ChatSession:
 
     Args:
         overrides: sampling options.
+        tools: schemas of what the model may call; `/tool` gives it a result.
         seed: of the first answer; each further one counts on.
         read_line: gives a line for a prompt; EOFError at the end. None: `input`.
         show: prints a piece of text at once.
@@ -36,11 +43,14 @@ class ChatSession:
         seed: int,
         system: str | None,
         enable_thinking: bool | None,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         read_line: Callable[[str], str] | None = None,
         show: Callable[[str], None] = lambda text: print(text, end="", flush=True),
     ) -> None:
         self.model, self.overrides, self.seed = model, overrides, seed
         self.system, self.enable_thinking = system, enable_thinking
+        self.tools, self.chat_template_kwargs = tools or [], chat_template_kwargs or {}
         self.read_line, self.show = read_line or input, show
         self.turns: list[dict[str, Any]] = []
 
@@ -92,6 +102,8 @@ class ChatSession:
             self.turns = []
         elif name == "/system":
             self.system, self.turns = rest or None, []
+        elif name == "/tool":
+            self._give_result(rest)
         elif name == "/save":
             self._save(rest)
         elif name == "/help":
@@ -103,12 +115,30 @@ class ChatSession:
         if not name:
             raise ValueError("/save: expected the name of a file after it")
         with Path(name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
+            tools = {"tools": self.tools} if self.tools else {}
+            file.write(json.dumps({"messages": self.messages, **tools}, ensure_ascii=False) + "\n")
         self.show(f"saved to {name}\n")
+
+    def _give_result(self, text: str) -> None:
+        """The model answers once each of its calls has a result."""
+        since = list(itertools.takewhile(lambda turn: turn["role"] != "assistant", reversed(self.turns)))
+        last = self.turns[-1 - len(since)] if len(since) < len(self.turns) else {}
+        waiting = len(last.get("tool_calls", [])) - len(since)
+        if not text or waiting < 1:
+            raise ValueError("/tool: expected a result after it, once the model has called a tool (<tool_call>{...})")
+        self.turns.append({"role": "tool", "content": text})
+        if waiting > 1:
+            self.show(f"{waiting - 1} more of its calls wait for a result\n")
+        else:
+            self._answer()
 
     def _ask(self, text: str) -> None:
         self.turns.append({"role": "user", "content": text})
-        ids = self.model.prompt_ids(self.messages, None, self.enable_thinking)
+        self._answer()
+
+    def _answer(self) -> None:
+        more = (self.tools, self.enable_thinking, self.chat_template_kwargs)
+        ids = self.model.prompt_ids(self.messages, *more)
         pieces: list[str] = []
 
         def give(piece: str) -> None:
@@ -121,7 +151,23 @@ class ChatSession:
             self.show(" [stopped]")
         self.seed += 1
         self.show("\n")
-        self.turns.append({"role": "assistant", "content": "".join(pieces)})
+        self.turns.append(
+            read_turn("".join(pieces)) if self.tools else {"role": "assistant", "content": "".join(pieces)}
+        )
+
+
+def read_turn(text: str) -> dict[str, Any]:
+    """An answer with its tool calls as calls, where they have the form of Hermes and Qwen: JSON in `<tool_call>`.
+
+    As text they would come back to the model as text, and not as the control tokens that they are in its template.
+    """
+    turn = {"role": "assistant", "content": text}
+    found = _CALL.findall(text)
+    try:
+        calls = [call for body in found for call in read_calls(body, "a tool call")]
+    except ValueError:  # no call after all, or one that was cut off
+        return turn
+    return {**turn, "content": _CALL.sub("", text).strip(), "tool_calls": calls} if calls else turn
 
 
 def prepare_terminal() -> None:

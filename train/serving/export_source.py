@@ -56,9 +56,9 @@ def find_exported(path: Path, *, best: bool) -> Exported:
     if is_checkpoint_name(path.name):
         if best:
             raise ValueError(f"--best chooses within a run directory; {path} is one checkpoint: give {path.parent}")
-        return Exported(read(path), path.parent, _read_json(path.parent / "run.json"))
+        return Exported(read(path), path.parent, read_json(path.parent / "run.json"))
     chosen = _best(path) if best else _final_or_newest(path)
-    return Exported(chosen, path, _read_json(path / "run.json"))
+    return Exported(chosen, path, read_json(path / "run.json"))
 
 
 def find_shards(exported: Exported, data: str | None) -> tuple[Shards | None, str | None]:
@@ -110,7 +110,7 @@ def _final_or_newest(run_dir: Path) -> Checkpoint:
 
 def _best(run_dir: Path) -> Checkpoint:
     newest = newest_complete(run_dir, print)
-    state = _read_json(newest.path / "trainer_state.json") if newest else {}
+    state = read_json(newest.path / "trainer_state.json") if newest else {}
     best = state.get("best_model_checkpoint")
     if not best:
         raise ValueError(
@@ -120,7 +120,12 @@ def _best(run_dir: Path) -> Checkpoint:
     return read(run_dir / Path(best).name)  # by name: the run may have been moved
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is none.
+
+    Raises:
+        ValueError: it holds no JSON.
+    """
     if not path.exists():
         return {}
     try:

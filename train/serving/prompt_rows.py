@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 Message = dict[str, Any]
@@ -52,7 +51,7 @@ def read_chat(row: Any, where: str) -> Chat:
     """
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected an object with prompt or messages, found {_kind(row)}")
-    tools = _tools(row.get("tools"), where)
+    tools = read_tools(row.get("tools"), where)
     if isinstance(row.get("prompt"), str):
         return Chat(ask(row["prompt"]).messages, tools)
     cell = _json(row.get("messages", row.get("conversations")), where)
@@ -66,39 +65,6 @@ def read_chat(row: Any, where: str) -> Chat:
         last = messages[-1]["role"]
         raise ValueError(f"{where}: expected a chat that ends with the user's turn or a tool's result, found {last!r}")
     return Chat(messages, tools)
-
-
-def read_file(path: Path, option: str) -> list[Chat]:
-    """The chats of a file: JSONL rows as `read_chat` reads them; under any other name than .jsonl or .json, a question
-    on each line. Empty lines are passed over.
-
-    Args:
-        option: that names the file, for messages.
-
-    Raises:
-        ValueError: it cannot be read or asks nothing, or a row is no chat; names file and line.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would cut at U+2028 inside JSON text
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{option} {path}: expected a UTF-8 text file: {error}") from None
-    parse = _parse_row if path.suffix in (".jsonl", ".json") else _parse_line
-    chats = [parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not chats:
-        raise ValueError(f"{option} {path}: expected at least one prompt, found none")
-    return chats
-
-
-def _parse_line(line: str, where: str) -> Chat:
-    return ask(line.strip())
-
-
-def _parse_row(line: str, where: str) -> Chat:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: expected a JSON object on the line: {error}") from None
-    return read_chat(row, where)
 
 
 def check_chat(chat: Chat) -> None:
@@ -147,10 +113,10 @@ def _message(item: Any, where: str) -> Message:
         raise ValueError(f"{where}: expected a role, one of {', '.join(ROLE_ALIASES)}, found {named!r:.40}")
     content = item.get("content", item.get("value"))
     if role == "function_call":  # an assistant's turn that only calls tools
-        role, content, calls, reasoning = "assistant", "", _calls(content, where), None
+        role, content, calls, reasoning = "assistant", "", read_calls(content, where), None
     else:
         content, calls, reasoning = _parts(content, where)
-    calls += _calls(item.get("tool_calls"), where) + _calls(item.get("function_call"), where)
+    calls += read_calls(item.get("tool_calls"), where) + read_calls(item.get("function_call"), where)
     reasoning = next((item[key] for key in _REASONING if item.get(key)), reasoning)
     if reasoning is not None and not isinstance(reasoning, str):
         raise ValueError(f"{where}: expected reasoning as text, found {_kind(reasoning)}")
@@ -169,12 +135,16 @@ def _parts(content: Any, where: str) -> tuple[str, list[dict[str, Any]], str | N
         if kind not in texts or not isinstance(text, str):
             raise ValueError(f"{where}: expected content as text, or parts of type {', '.join(texts)}: {_kind(part)}")
         texts[kind].append(text)
-    calls = [call for text in texts["tool_call"] for call in _calls(text, where)]
+    calls = [call for text in texts["tool_call"] for call in read_calls(text, where)]
     return "".join(texts["text"]), calls, "".join(texts["reasoning"]) or None
 
 
-def _calls(cell: Any, where: str) -> list[dict[str, Any]]:
-    """Tool calls: an object or a list of them, or that as JSON text, with or without OpenAI's `function` around."""
+def read_calls(cell: Any, where: str) -> list[dict[str, Any]]:
+    """Tool calls: an object or a list of them, or that as JSON text, with or without OpenAI's `function` around.
+
+    Raises:
+        ValueError: something else.
+    """
     if cell is None or cell == "":
         return []
     cell = _json(cell, where)
@@ -192,7 +162,12 @@ def _call(item: Any, where: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
-def _tools(cell: Any, where: str) -> list[dict[str, Any]]:
+def read_tools(cell: Any, where: str) -> list[dict[str, Any]]:
+    """Schemas of tools: a list of them or that as JSON text, with or without OpenAI's `function` around.
+
+    Raises:
+        ValueError: something else.
+    """
     cell = None if isinstance(cell, str) and not cell.strip() else _json(cell, where)
     if cell is None:
         return []

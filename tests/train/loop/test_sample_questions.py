@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from tests.support.in_process import train_here
 from tests.support.training import make_shards
 from train.loop.sample_answers import QUESTIONS, own_questions
-from train.serving.prompt_rows import read_file
+from train.serving.prompt_files import read_file
 
 
 @pytest.fixture(scope="module")

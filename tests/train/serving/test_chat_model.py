@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.serving.chat_model import ChatModel, TextStream, check_folder, load
+from train.serving.chat_model import ChatModel, TextStream
 from train.serving.export_tokenizer import strip_generation_marks
+from train.serving.loaded_models import load
 from train.serving.prompt_rows import read_chat
 
 TEXT = "감기약 종류: 해열제 🍎👩‍⚕️, naïve 中文 — 안녕하세요!  두 칸\n\n끝"
@@ -270,29 +270,32 @@ def test_an_end_token_that_is_not_special_is_not_shown(model, tiny_tokenizer):
     assert (answer.text, answer.new_tokens, answer.ended) == ("", 1, True)
 
 
-# --- folders --------------------------------------------------------------------------------------------------------
+# --- batches, variables of a template -------------------------------------------------------------------------------
 
 
-def test_what_is_not_an_exported_model_is_refused_with_a_hint(tmp_path):
-    def refused(path: str | Path) -> str:
-        with pytest.raises(ValueError) as error:
-            check_folder(str(path))
-        return str(error.value)
-
-    assert "found no such folder" in refused(tmp_path / "absent")
-    (tmp_path / "file").touch()
-    assert "found a file" in refused(tmp_path / "file")
-    (tmp_path / "empty").mkdir()
-    assert "config.json" in refused(tmp_path / "empty")
-    for sign in ("trainer_state.json", "complete.json", "run.json", "checkpoint-7/config.json"):
-        folder = tmp_path / sign.replace("/", "_")
-        (folder / sign).parent.mkdir(parents=True)
-        (folder / sign).touch()
-        (folder / "config.json").touch()
-        assert f"python -m train.export --checkpoint {folder} --output DIR" in refused(folder)
+def test_a_batch_gives_the_answers_of_single_prompts(model):
+    prompts = [model.prompt_ids(chat) for chat in CHATS]
+    options = {"max_new_tokens": 12, "repetition_penalty": 1.3}
+    alone = [model.answer(ids, options, seed=0, on_text=lambda text: None) for ids in prompts]
+    assert len({len(ids) for ids in prompts}) == 3 and len({answer.text for answer in alone}) > 1
+    assert model.answer_batch(prompts, options, seed=0) == alone
 
 
-def test_an_unknown_hub_id_is_one_clear_error():
-    check_folder("someone/something")  # may be on the hub
-    with pytest.raises(ValueError, match=r"someone/something: no model that can be loaded, in a folder or on the hub"):
-        load("someone/something")
+def test_rows_of_a_batch_end_where_they_end(model):
+    prompts = [model.prompt_ids(chat) for chat in CHATS]
+    first = [model.answer(ids, {"max_new_tokens": 4}, seed=0, on_text=lambda text: None) for ids in prompts]
+    stop = first[0].text[:2]
+    stopped, *_ = model.answer_batch(prompts, {"max_new_tokens": 4, "stop_strings": [stop]}, seed=0)
+    alone = model.answer(prompts[0], {"max_new_tokens": 4, "stop_strings": [stop]}, seed=0, on_text=lambda text: None)
+    assert stopped == alone and stopped.ended and not first[0].ended
+    assert stopped.new_tokens < 4 or stopped.text.count(stop)
+
+
+def test_variables_of_the_template_reach_it_and_others_are_refused(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "{{ reasoning_effort }}|" + tiny_tokenizer.chat_template
+    model = ChatModel("m", None, tokenizer)
+    ids = model.prompt_ids(CHATS[0], None, None, {"reasoning_effort": "high"})
+    assert tokenizer.decode(ids).startswith("high|")
+    with pytest.raises(ValueError, match=r"m: --chat_template_kwargs: the chat template does not read 'effort'"):
+        model.prompt_ids(CHATS[0], None, None, {"effort": "high"})

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from train.serving.chat_model import Answer
-from train.serving.chat_session import ChatSession
+from train.serving.chat_session import ChatSession, read_turn
 from train.serving.variation import variation
 
 
@@ -16,10 +16,11 @@ class Scripted:
 
     name = "scripted"
 
-    def __init__(self):
-        self.asked, self.seeds, self.interrupt = [], [], False
+    def __init__(self, *says):
+        self.asked, self.seeds, self.interrupt, self.says, self.told = [], [], False, list(says), []
 
-    def prompt_ids(self, messages, tools, enable_thinking):
+    def prompt_ids(self, messages, tools, enable_thinking, chat_template_kwargs):
+        self.told.append((tools, chat_template_kwargs))
         if messages[-1]["content"] == "refuse":
             raise ValueError("the chat template refuses it")
         self.asked.append((json.loads(json.dumps(messages)), enable_thinking))
@@ -27,7 +28,7 @@ class Scripted:
 
     def answer(self, ids, overrides, *, seed, on_text):
         self.seeds.append(seed)
-        on_text(f"답 {len(self.asked)}")
+        on_text(self.says.pop(0) if self.says else f"답 {len(self.asked)}")
         if self.interrupt:
             raise KeyboardInterrupt
         on_text(".")
@@ -98,3 +99,31 @@ def test_lines_go_on_and_a_refused_question_is_forgotten():
 def test_variation(answers, said):
     assert variation(answers) == said
     assert variation([*answers * 40]).startswith(said[0])  # of many pairs, some
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+CALLS = 'I look.\n<tool_call>\n{"name": "weather", "arguments": {"city": "서울"}}\n</tool_call>'
+
+
+def test_tools_are_offered_and_their_results_go_back_as_results(tmp_path):
+    model, file = Scripted(CALLS), tmp_path / "c.jsonl"
+    _, session = talk(model, "날씨?", "/tool 맑음", f"/save {file}", tools=TOOLS, chat_template_kwargs={"a": 1})
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "서울"}}}
+    asked, _ = model.asked[1]
+    assert asked[1] == {"role": "assistant", "content": "I look.\n.", "tool_calls": [call]}
+    assert asked[2] == {"role": "tool", "content": "맑음"} and session.turns[-1]["content"] == "답 2."
+    assert model.told == [(TOOLS, {"a": 1})] * 2
+    assert json.loads(file.read_text())["tools"] == TOOLS
+
+
+def test_each_call_needs_a_result_and_none_is_taken_without_a_call():
+    model = Scripted(CALLS * 2)
+    shown, session = talk(model, "/tool x", "a", "/tool 1", "/tool 2", "/tool 3", "/tool", tools=TOOLS)
+    assert shown.count("error: /tool: expected a result after it") == 3
+    assert "1 more of its calls wait for a result" in shown
+    assert [turn["role"] for turn in session.turns] == ["user", "assistant", "tool", "tool", "assistant"]
+
+
+@pytest.mark.parametrize("text", ["plain", "<tool_call>\nno JSON\n</tool_call>", '<tool_call>{"name": "f"'])
+def test_what_is_no_call_stays_text(text):
+    assert read_turn(text) == {"role": "assistant", "content": text}

@@ -15,7 +15,7 @@ from tests.support.export_runs import add_checkpoint, run_export
 from tests.support.preflight_files import write_shards
 from train.checkpoint.folders import publish
 from train.run.model_identity import model_digests
-from train.serving import adapters, chat_model, export_proof, export_weights
+from train.serving import adapters, export_proof, export_weights, loaded_models
 from train.serving.export_proof import (
     DOCUMENT_TOKENS,
     MOST_TOKENS,
@@ -204,12 +204,12 @@ def test_another_base_model_is_refused_for_an_adapter(adapter_run, tiny_run, tmp
 def test_a_kept_adapter_is_not_asked_over_another_base_model(adapter_run, tiny_run, tmp_path):
     adapter_run("llama", "lora")
     run_export(tiny_run, tmp_path / "out", "--keep_adapter")
-    assert chat_model.load(str(tmp_path / "out")).model
+    assert loaded_models.load(str(tmp_path / "out")).model
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     base.lm_head.weight.data += 1
     base.save_pretrained(tmp_path / "base")
     with pytest.raises(ValueError, match="base is not the base model that the adapter was trained on"):
-        chat_model.load(str(tmp_path / "out"))
+        loaded_models.load(str(tmp_path / "out"))
 
 
 def test_another_base_model_is_reported_for_a_whole_model(tiny_run, tiny_model_dir, tmp_path, capsys):
