@@ -5,7 +5,8 @@
 The folder holds safetensors, the tokenizer of the shards with the chat template for serving, and a generation config
 that stops at every token that ends an answer. Plain AutoModelForCausalLM and AutoTokenizer load it. It is written under
 another name, loaded, proven to be the model that was trained (train/serving/export_proof.py), and renamed last: DIR
-exists when it is whole. export.json in it says what was exported from where, and what the proof has found.
+exists when it is whole. export.json in it says what was exported from where, and what the proof has found; README.md is
+a model card of it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep import secret_texts
 from data_prep.program_name import refusal, usage_name
 from train.checkpoint.shard_files import MODEL
-from train.config.flag_types import positive
-from train.run.atomic_files import DIGEST, flush, rename, write_json_atomically
+from train.config.flag_types import boolean, positive
+from train.run.atomic_files import DIGEST, flush, rename, write_json_atomically, write_text_atomically
 from train.run.model_identity import difference, model_digests
-from train.serving.export_source import Exported, Shards, check_bytes, find_exported, find_shards
+from train.serving.export_source import Exported, Shards, check_bytes, find_exported, find_shards, read_json
+from train.serving.hub_upload import check_upload, push
+from train.serving.model_card import FILE as CARD
+from train.serving.model_card import UNKNOWN, CardSources, Licence, model_card
 
 if TYPE_CHECKING:
     from train.serving.adapters import Base
@@ -42,8 +47,10 @@ def main(arguments: list[str] | None = None) -> None:
         exported = find_exported(Path(options.checkpoint), best=options.best)
         output = Path(options.output)
         _refuse_existing(output)
+        licence = Licence(options.license, options.license_name, options.license_link)
+        licence.check()
         if options.push_to_hub:
-            _require_login()
+            check_upload(options.push_to_hub, private=options.private)
         print(f"exporting {exported.name} of {exported.run_dir} (step {exported.checkpoint.step})")
         export(
             exported,
@@ -52,7 +59,10 @@ def main(arguments: list[str] | None = None) -> None:
             base_model=options.base_model,
             keep_adapter=options.keep_adapter,
             tolerance=options.tolerance,
+            licence=licence,
         )
+        if licence.license == UNKNOWN:
+            print("note: the licence in README.md is unknown: say which with --license, such as --license apache-2.0")
         print(f'exported to {output}; ask it something: python -m train.generate --model {output} --prompt "..."')
         if options.push_to_hub:
             print(f"pushed to {push(output, options.push_to_hub, private=options.private)}")
@@ -68,6 +78,7 @@ def export(
     base_model: str | None,
     keep_adapter: bool,
     tolerance: float | None = None,
+    licence: Licence = Licence(),  # noqa: B008  (immutable)
 ) -> None:
     """Write the export to `output`, which must not exist yet or be empty.
 
@@ -76,6 +87,7 @@ def export(
         base_model: of a LoRA checkpoint, its base model, if not where the adapter says.
         keep_adapter: leave a LoRA adapter as it is.
         tolerance: see export_proof.Prover.
+        licence: what README.md says of it.
 
     Raises:
         ValueError: what is missing, or a check that the result fails; `output` is then not there.
@@ -91,7 +103,7 @@ def export(
     folder = _fresh(output.with_name(f".{output.name}.incomplete"))
     prover = Prover(held_out)
     with _orderly_on_a_full_disk(folder):
-        _write(exported, folder, base, prover, shards, tolerance, why_not, keep_adapter)
+        _write(exported, folder, base, prover, shards, tolerance, why_not, keep_adapter, (output.name, licence))
     if output.exists():
         output.rmdir()  # empty, or it would have been refused
     rename(folder, output)
@@ -124,8 +136,9 @@ def _write(
     tolerance: float | None,
     why_not: str | None,
     keep_adapter: bool,
+    named: tuple[str, Licence],
 ) -> None:
-    """Weights, tokenizer, generation config; the proof; export.json last."""
+    """Weights, tokenizer, generation config; the proof; the model card; export.json last."""
     from train.serving import export_tokenizer, export_weights
 
     saved = exported.checkpoint.path
@@ -136,18 +149,29 @@ def _write(
     config = export_tokenizer.write_generation_config(folder, end_ids)
     export_weights.check_loads(folder, prover.read_exported, **(base.load_arguments if base and keep_adapter else {}))
     proof = _prove(prover, tolerance, why_not)
-    record = _record(exported, folder, how, config["eos_token_id"])
-    write_json_atomically(folder / RECORD, {**record, "proof": proof})
+    record = _record(exported, how, config["eos_token_id"])
+    _write_card(exported, folder, record, proof, shards, named)
+    write_json_atomically(folder / RECORD, {**record, **_written(folder), "proof": proof})
 
 
-def push(folder: Path, repository: str, *, private: bool) -> str:
-    """Upload `folder` with the hub's own login (`hf auth login` or HF_TOKEN); the address."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    address = api.create_repo(repository, private=private, exist_ok=True)
-    api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export by packhaul")
-    return str(address)
+def _write_card(
+    exported: Exported,
+    folder: Path,
+    record: dict[str, Any],
+    proof: dict[str, Any],
+    shards: Shards | None,
+    named: tuple[str, Licence],
+) -> None:
+    sources = CardSources(
+        name=named[0],
+        record=record,
+        proof=proof,
+        run=exported.run,
+        state=read_json(exported.checkpoint.path / "trainer_state.json"),
+        manifest=dict(shards.manifest) if shards else {},
+        licence=named[1],
+    )
+    write_text_atomically(folder / CARD, secret_texts.hide(model_card(sources)))
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -161,11 +185,16 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--base_model", metavar="DIR_OR_ID", help="LoRA: the base model, if it is not where the adapter says")
     add("--keep_adapter", action="store_true", help="LoRA: do not merge; the result needs its base model and peft")
     add("--tolerance", type=positive, metavar="NATS", help="largest difference that counts as rounding")
-    add("--push_to_hub", metavar="ID", help="upload there afterwards, with the hub's own login")
-    add("--private", action="store_true", help="make the hub repository private")
+    group = parser.add_argument_group("model card and hub").add_argument
+    group("--license", default=UNKNOWN, metavar="ID", help="of the model, as the hub names it: apache-2.0, mit, other")
+    group("--license_name", metavar="NAME", help="of --license other")
+    group("--license_link", metavar="URL", help="where its text is")
+    group("--push_to_hub", metavar="REPO_ID", help="upload afterwards, with HF_TOKEN or the login of `hf auth login`")
+    group("--private", type=boolean, nargs="?", const=True, metavar="true|false", help="of a new repository: true")
     options = parser.parse_args(arguments)
-    if options.private and not options.push_to_hub:
+    if options.private is not None and not options.push_to_hub:
         parser.error("--private does nothing without --push_to_hub")
+    options.private = options.private is not False
     return options
 
 
@@ -217,12 +246,10 @@ def _prove(prover: Prover, tolerance: float | None, why_not: str | None) -> dict
     return proof.as_json()
 
 
-def _record(exported: Exported, folder: Path, how: str, end_ids: list[int]) -> dict[str, Any]:
-    """What was exported from where; forces its files to disk. Absolute paths of this machine stay out."""
+def _record(exported: Exported, how: str, end_ids: list[int]) -> dict[str, Any]:
+    """What was exported from where. Absolute paths of this machine stay out."""
     run, checkpoint = exported.run, exported.checkpoint
     model = run.get("model_name_or_path")
-    written = flush(p for p in sorted(folder.rglob("*")) if p.is_file())
-    files = {path.relative_to(folder).as_posix(): record for path, record in written.items()}
     weights = {name: record for name, record in checkpoint.files.items() if _is_read(name)}
     return {
         "run": exported.run_dir.name,
@@ -237,9 +264,15 @@ def _record(exported: Exported, folder: Path, how: str, end_ids: list[int]) -> d
         "versions": _versions(),
         "digest": DIGEST,
         "source_digests": {name: record.digest for name, record in sorted(weights.items())},
-        "files": {name: record.size for name, record in files.items()},
-        "digests": {name: record.digest for name, record in files.items()},
     }
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    """The files of the export, with sizes and digests; forces them to disk."""
+    written = flush(p for p in sorted(folder.rglob("*")) if p.is_file())
+    files = {path.relative_to(folder).as_posix(): record for path, record in written.items()}
+    sizes = {name: record.size for name, record in files.items()}
+    return {"files": sizes, "digests": {name: record.digest for name, record in files.items()}}
 
 
 def _is_read(name: str) -> bool:
@@ -271,17 +304,6 @@ def _fresh(folder: Path) -> Path:
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     return folder
-
-
-def _require_login() -> None:
-    """Before the long part."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-
-    try:
-        HfApi().whoami()
-    except (LocalTokenNotFoundError, HfHubHTTPError) as error:
-        raise ValueError(f"--push_to_hub needs a login: run `hf auth login` or set HF_TOKEN. Found: {error}") from None
 
 
 if __name__ == "__main__":

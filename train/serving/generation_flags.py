@@ -11,9 +11,11 @@ from train.config.flag_types import boolean, whole_number
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 SAMPLING = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "stop_strings")
 # Arguments of apply_chat_template that are set here, and no variables of a template.
-_NOT_VARIABLES = ("messages", "conversation", "tools", "chat_template", "add_generation_prompt", "tokenize", "padding")
-_NOT_VARIABLES += ("continue_final_message", "truncation", "max_length", "return_tensors", "return_dict")
-_NOT_VARIABLES += ("return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens")
+_NOT_VARIABLES = (
+    *("messages", "conversation", "tools", "chat_template", "add_generation_prompt", "tokenize", "padding"),
+    *("continue_final_message", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens"),
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
