@@ -32,7 +32,8 @@ COMMANDS = {
     "train": Command("packhaul.training", "train: one process, or several with --launch NAME; again to resume"),
     "checkpoint": Command("train.checkpoint.__main__", "list, verify and prune the checkpoints of a run"),
     "export": Command("train.export", "a run or a checkpoint -> a Hugging Face folder, proven to be that model"),
-    "generate": Command("train.generate", "stream an exported model's answers"),
+    "generate": Command("train.generate", "answers of a model, or of several next to each other; a conversation"),
+    "evaluate": Command("train.evaluate", "benchmarks of an export by lm-evaluation-harness"),
     "add-tokens": Command("train.add_tokens", "give a model rows for the tokens of the shards' tokenizer"),
     "check-nodes": Command("train.check_nodes", "check the GPUs of this machine, or the nodes of a job"),
     "report": Command("train.report", "one page of a run or several: losses, speed, answers, options"),
@@ -40,7 +41,7 @@ COMMANDS = {
     "trace": Command("train.trace", "which documents a step trained, and when a document was trained"),
     "diff": Command("data_prep.diff_shards", "what differs between two shard directories: recipe, counts, documents"),
     "schema": Command("packhaul.schema", "print the JSON Schema of a recipe or a run config, for editors"),
-    "submit": Command("packhaul.submit", "submit prepare, train and export to SLURM"),
+    "submit": Command("packhaul.submit", "submit prepare, train, export and evaluate to SLURM"),
 }
 
 

@@ -40,6 +40,15 @@ export PACKHAUL_EXPORT_MEMORY="${PACKHAUL_EXPORT_MEMORY-128G}"       # EDIT: --m
 export PACKHAUL_EXPORT_TIME="${PACKHAUL_EXPORT_TIME-$PACKHAUL_PREPARE_TIME}"                 # EDIT: --time
 export PACKHAUL_EXPORT_OPTIONS="${PACKHAUL_EXPORT_OPTIONS-$PACKHAUL_PREPARE_OPTIONS}"        # EDIT: more options
 
+# --- evaluation: one node with GPUs ---
+export PACKHAUL_EVALUATE_ACCOUNT="${PACKHAUL_EVALUATE_ACCOUNT-$PACKHAUL_ACCOUNT}"            # EDIT: --account
+export PACKHAUL_EVALUATE_PARTITION="${PACKHAUL_EVALUATE_PARTITION-$PACKHAUL_PARTITION}"      # EDIT: --partition
+export PACKHAUL_EVALUATE_GPUS="${PACKHAUL_EVALUATE_GPUS-1}"          # EDIT: GPUs, 1 or h100:1; 0 evaluates on the CPU
+export PACKHAUL_EVALUATE_CPUS="${PACKHAUL_EVALUATE_CPUS:-8}"         # EDIT: CPUs
+export PACKHAUL_EVALUATE_MEMORY="${PACKHAUL_EVALUATE_MEMORY-64G}"    # EDIT: --mem
+export PACKHAUL_EVALUATE_TIME="${PACKHAUL_EVALUATE_TIME-08:00:00}"   # EDIT: --time
+export PACKHAUL_EVALUATE_OPTIONS="${PACKHAUL_EVALUATE_OPTIONS-$PACKHAUL_SBATCH_OPTIONS}"     # EDIT: more options
+
 # --- time limit and preemption ---
 # The signal must leave time for the step in progress and for saving a checkpoint, with margin; SLURM may send it up to
 # 60 s early. A time limit shorter than this plus start-up would save before the first step is done.

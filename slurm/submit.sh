@@ -1,5 +1,5 @@
 #!/bin/bash
-# Submit prepare, train or export.sbatch with the values of env.sh:
+# Submit prepare, train, export or evaluate.sbatch with the values of env.sh:
 #   slurm/submit.sh --help
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."

@@ -36,6 +36,7 @@ class Command:
         return f"{self.where}: {shlex.join(self.words)}"
 
 
+PASSES_ON = ("train.evaluate",)  # flags that it does not know go to another program
 STARTS = ("packhaul", "python", "accelerate", "slurm/submit.sh", "make", "pip")
 
 
@@ -139,6 +140,7 @@ def accelerate_problem(words: list[str]) -> str | None:
 def submit_problem(words: list[str]) -> str | None:
     """What slurm/submit.sh would refuse: stages joined by `then`, each with the flags of its module."""
     modules = {"prepare": "data_prep.prepare", "train": "train.sft", "export": "train.export"}
+    modules["evaluate"] = "train.evaluate"
     if words[0] == "--dry-run":
         words = words[1:]
     for part in " ".join(words).split(" then "):
@@ -193,7 +195,8 @@ class _Parsed(BaseException):
 
 def parser_problem(name: str, words: list[str]) -> str | None:
     """Run a module as a command until its parser has taken the flags."""
-    parse = argparse.ArgumentParser.parse_args
+    method = "parse_known_args" if name in PASSES_ON else "parse_args"
+    parse = getattr(argparse.ArgumentParser, method)
 
     def stop(parser: argparse.ArgumentParser, *arguments: Any, **keywords: Any) -> Any:
         parse(parser, *arguments, **keywords)
@@ -201,7 +204,7 @@ def parser_problem(name: str, words: list[str]) -> str | None:
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # runpy's about modules that are imported already
-        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        patch.setattr(argparse.ArgumentParser, method, stop)
         patch.setattr(sys, "argv", [name, *words])
         try:
             runpy.run_module(name, run_name="__main__", alter_sys=True)

@@ -1,15 +1,21 @@
 """Entry: what submit.sh and the job scripts of slurm/ start, with the cluster's own python3.
 
 python3 -m slurm.jobs submit [--dry-run] STAGE ...       slurm/submit.sh
-python3 -m slurm.jobs train|prepare|export ...           slurm/*.sbatch; slurm/run.sh within an allocation
+python3 -m slurm.jobs train|prepare|export|evaluate ...  slurm/*.sbatch; slurm/run.sh within an allocation
 """
 
 import sys
 
-from slurm.jobs import export_job, prepare_job, submit, train_job
+from slurm.jobs import evaluate_job, export_job, prepare_job, submit, train_job
 from slurm.jobs.words import Refusal, complain
 
-PROGRAMS = {"submit": submit.main, "train": train_job.main, "prepare": prepare_job.main, "export": export_job.main}
+PROGRAMS = {
+    "submit": submit.main,
+    "train": train_job.main,
+    "prepare": prepare_job.main,
+    "export": export_job.main,
+    "evaluate": evaluate_job.main,
+}
 
 
 def main(words):

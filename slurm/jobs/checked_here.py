@@ -36,6 +36,8 @@ def _command(site, stage, is_first):
         return ["-m", "data_prep.prepare", "--recipe", recipe, "--output", output, "--stage", "check"]
     if stage.kind == "export":
         return None
+    if stage.kind == "evaluate":
+        return ["-m", "train.evaluate", "--dry_run", *stage.arguments]
     if not is_first:  # its data is not there yet
         return ["-c", DESCRIBE, *stage.arguments]
     launch = ["--accelerate_config", site.launch_file, "--num_processes", str(site.world_size)]

@@ -29,7 +29,7 @@ def options_of(site, kind):
     """What a stage asks of SLURM; an empty value is not sent.
 
     Args:
-        kind: prepare, train or export.
+        kind: prepare, train, export or evaluate.
     """
     prefix = "" if kind == "train" else kind.upper() + "_"
     cpus = "CPUS_PER_TASK" if kind == "train" else prefix + "CPUS"
@@ -44,6 +44,8 @@ def options_of(site, kind):
             options.append("--gpus-per-node=" + re.sub("^gpu:", "", site.text("GPUS_PER_NODE")))
         if site.number("SPARE_NODES"):
             options.append("--no-kill")  # a dead node ends no job that has another
+    if kind == "evaluate" and site.text("EVALUATE_GPUS") not in ("", "0"):
+        options.append("--gpus-per-node=" + re.sub("^gpu:", "", site.text("EVALUATE_GPUS")))
     return options + site.words(prefix + "OPTIONS" if prefix else "SBATCH_OPTIONS")
 
 

@@ -9,8 +9,9 @@ import shlex
 
 from slurm.jobs.words import Refusal, bullets
 
-_POSITIVE = "NODES CPUS_PER_TASK PREPARE_TASKS PREPARE_CPUS EXPORT_CPUS SIGNAL_SECONDS CHAIN MAX_FAILURES"
+_POSITIVE = "NODES CPUS_PER_TASK PREPARE_TASKS PREPARE_CPUS EXPORT_CPUS EVALUATE_CPUS SIGNAL_SECONDS CHAIN MAX_FAILURES"
 _WHOLE = "PREPARE_AT_ONCE MAX_RESTARTS CHECK_NODES CHECK_SUBMISSION MIN_FREE_GIB MIN_ALLREDUCE_GBPS SPARE_NODES"
+_WORDS = "SHARED_DIRS CONTAINER_MOUNTS SBATCH_OPTIONS PREPARE_OPTIONS EXPORT_OPTIONS EVALUATE_OPTIONS"
 _RUNTIMES = ("apptainer", "singularity", "pyxis")
 _KINDS = ("nvidia", "amd")
 _TIME = re.compile(r"\d+(-\d+)?(:\d+){0,2}$")
@@ -43,6 +44,12 @@ class Site:
         """GPUs of each node, without their type; None where SLURM is not asked for GPUs."""
         found = _GPUS.match(self.text("GPUS_PER_NODE"))
         return int(found.group(3)) if found else None
+
+    @property
+    def evaluation_gpus(self):
+        """GPUs of an evaluation; 1 where it has none."""
+        found = _GPUS.match(self.text("EVALUATE_GPUS"))
+        return max(1, int(found.group(3))) if found else 1
 
     @property
     def processes_per_node(self):
@@ -86,7 +93,7 @@ def _problems(site):
     for name in _WHOLE.split():
         if not re.match(r"\d+$", site.text(name)):
             yield "PACKHAUL_{} must be a whole number, found '{}'".format(name, site.text(name))
-    for name in ("TIME", "PREPARE_TIME", "EXPORT_TIME"):
+    for name in ("TIME", "PREPARE_TIME", "EXPORT_TIME", "EVALUATE_TIME"):
         if site.text(name) and not _TIME.match(site.text(name)):
             yield "PACKHAUL_{} must look like 24:00:00, found '{}'".format(name, site.text(name))
     for problem in (_gpu_problem(site), _unreadable_words(site), *_software_problems(site)):
@@ -98,6 +105,9 @@ def _gpu_problem(site):
     gpus, processes = site.text("GPUS_PER_NODE"), site.text("PROCS_PER_NODE")
     if gpus and not _GPUS.match(gpus):
         return "PACKHAUL_GPUS_PER_NODE must look like 8 or h100:8, or be empty, found '{}'".format(gpus)
+    asked = site.text("EVALUATE_GPUS")
+    if asked and not _GPUS.match(asked):
+        return "PACKHAUL_EVALUATE_GPUS must look like 1 or h100:1, or be empty, found '{}'".format(asked)
     if processes and not re.match(r"[1-9]\d*$", processes):
         return "PACKHAUL_PROCS_PER_NODE must be a whole number of 1 or more, found '{}'".format(processes)
     if not processes and not site.gpus_per_node:
@@ -106,7 +116,7 @@ def _gpu_problem(site):
 
 
 def _unreadable_words(site):
-    for name in ("SHARED_DIRS", "CONTAINER_MOUNTS", "SBATCH_OPTIONS", "PREPARE_OPTIONS", "EXPORT_OPTIONS"):
+    for name in _WORDS.split():
         try:
             site.words(name)
         except ValueError as error:

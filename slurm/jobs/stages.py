@@ -6,14 +6,20 @@ import re
 
 from slurm.jobs.words import Refusal, flag, without
 
-KINDS = ("prepare", "train", "export")
+KINDS = ("prepare", "train", "export", "evaluate")
 PARTS = ("tokenize", "plan", "pack", "finish")  # of a preparation in tasks
 ARRAYS = ("tokenize", "pack")
 _USAGE = "see slurm/submit.sh --help"
 # What a stage reads and writes: the flag that its name comes from, and those that must be there.
-_NAMED_BY = {"prepare": "--output", "train": "--output_dir", "export": "--output"}
-_NEEDED = {"prepare": ("--recipe", "--output"), "train": ("--config",), "export": ("--checkpoint", "--output")}
+_NAMED_BY = {"prepare": "--output", "train": "--output_dir", "export": "--output", "evaluate": "--export"}
+_NEEDED = {
+    "prepare": ("--recipe", "--output"),
+    "train": ("--config",),
+    "export": ("--checkpoint", "--output"),
+    "evaluate": ("--export", "--tasks"),
+}
 _FILES = ("--recipe", "--config")
+_VALUES = {"--recipe": "FILE", "--config": "FILE", "--tasks": "TASK"}  # of all others: DIR
 
 
 class Stage:
@@ -38,7 +44,7 @@ class Stage:
 
     @property
     def output(self):
-        """The folder that it writes; '' where it is not found."""
+        """The folder that it writes, or evaluates; '' where it is not found."""
         return flag(_NAMED_BY[self.kind], self.arguments) or (
             _output_dir(self.arguments) if self.kind == "train" else ""
         )
@@ -74,7 +80,7 @@ def read(words):
             continue
         kind = stage[0] if stage else ""
         if kind not in KINDS:
-            raise Refusal("there is no stage '{}': prepare, train or export; {}".format(kind, _USAGE))
+            raise Refusal("there is no stage '{}': prepare, train, export or evaluate; {}".format(kind, _USAGE))
         yield Stage(kind, stage[1:])
         stage = []
 
@@ -90,7 +96,7 @@ def check(site, stage):
     for name in _NEEDED[stage.kind]:
         value = flag(name, stage.arguments)
         if not value:
-            raise Refusal("{} {} is missing; {}".format(name, "FILE" if name in _FILES else "DIR", _USAGE))
+            raise Refusal("{} {} is missing; {}".format(name, _VALUES.get(name, "DIR"), _USAGE))
         if name in _FILES and not os.path.isfile(value):
             raise Refusal("{}: there is no file {} in {}".format(name, value, os.getcwd()))
 

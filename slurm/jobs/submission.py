@@ -44,7 +44,7 @@ def make(site, stage, arguments, logs):
     """Copy what a job of this stage will read. An interrupted one is a folder that no job names.
 
     Args:
-        stage: prepare, train or export.
+        stage: prepare, train, export or evaluate.
         logs: the folder of the logs of this run, such as slurm/logs/train-NAME.
     """
     folder = _new_folder(os.path.join(logs, "submissions"))

@@ -3,6 +3,7 @@
   slurm/submit.sh [--dry-run] prepare --recipe configs/data/X.yaml --output DIR
   slurm/submit.sh [--dry-run] train --config configs/train/X.yaml [--any_option value]
   slurm/submit.sh [--dry-run] export --checkpoint RUN_DIR --output DIR
+  slurm/submit.sh [--dry-run] evaluate --export DIR --run RUN_DIR --tasks TASK,TASK [any option of lm-eval]
   slurm/submit.sh [--dry-run] prepare ... then train ... then export ...   each starts once the one before succeeded
 
 Before anything is submitted the recipe and the run are checked here, where the environment can be entered. What a job

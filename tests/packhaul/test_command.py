@@ -70,6 +70,7 @@ WRONG = {
     "checkpoint": ["list", "absent"],
     "export": ["--checkpoint", "absent", "--output", "x"],
     "generate": ["--model", "absent", "--prompt", "x"],
+    "evaluate": ["--export", "absent/export", "--tasks", "x"],
     "add-tokens": ["--model", "absent", "--data", "absent", "--output", "x"],
     "check-nodes": ["--nope"],
     "report": ["absent"],

@@ -189,7 +189,7 @@ def test_pyxis_is_told_on_srun(project):
 
 
 def test_mistake_12_the_folder_of_the_logs_is_there_in_a_fresh_clone():
-    for script in ("train.sbatch", "prepare.sbatch", "export.sbatch"):
+    for script in ("train.sbatch", "prepare.sbatch", "export.sbatch", "evaluate.sbatch"):
         folder = Path(directives(script)["output"] or "/").parent
         tracked = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True)
         if tracked.returncode:

@@ -27,7 +27,8 @@ MARKER = "complete.json"
 # Names at the top of a run directory that live on after the final model is published, so they are no part of it.
 NOT_LISTED = (
     *(MARKER, ".*", "checkpoint-*", "damaged-*", "aside-*", "run.json", "preempted.json"),
-    *("samples.jsonl", "report.html", "bad_steps", "README.md", "runs", "wandb", "logs", "*.log", "*.out"),
+    *("samples.jsonl", "report.html", "bad_steps", "evaluation", "README.md"),
+    *("runs", "wandb", "logs", "*.log", "*.out"),
 )
 
 _NAME = re.compile(r"checkpoint-(\d+)")
