@@ -13,13 +13,13 @@ EXAMPLES = [block.text for block in read(ROOT / "docs" / "serving.md")[1] if blo
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["model", "pipeline", "langchain"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["model", "pipeline", "langchain", "chain"])
 def test_an_example_answers(example, tiny_run, tiny_model_dir, tmp_path, monkeypatch, capsys):
     if "langchain" in example:
-        pytest.importorskip("langchain_huggingface", reason="optional: needs langchain-huggingface")
+        pytest.importorskip("langchain_huggingface", reason="optional: needs the extra langchain")
     add_checkpoint(tiny_run, 0, tiny_model_dir("llama"))
     run_export(tiny_run, tmp_path / "exports" / "mine")
     monkeypatch.chdir(tmp_path)
