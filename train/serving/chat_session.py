@@ -19,7 +19,7 @@ HELP = """\
 /reset          forget the conversation; a system message stays
 /system TEXT    set the system message, and begin anew; without TEXT: none
 /tool TEXT      the result of a tool that the model has called
-/save FILE      write the conversation as a JSONL row of `messages`, as --prompts reads it
+/save FILE      write the conversation as a JSONL row of `messages`, as data preparation reads it
 /quit           end, as does Ctrl-D
 A line that ends in \\ goes on in the next one. Ctrl-C stops an answer; what it has said stays in the conversation."""
 

@@ -212,6 +212,21 @@ def test_a_kept_adapter_is_not_asked_over_another_base_model(adapter_run, tiny_r
         loaded_models.load(str(tmp_path / "out"))
 
 
+def test_an_adapter_is_asked_over_its_base_model_which_is_found_by_itself(adapter_run, tiny_run, tmp_path):
+    """Of a run, and in a folder of peft's own without a tokenizer; over 4 bits where that is asked for."""
+    model = adapter_run("llama", "lora")
+    shutil.copytree(tiny_run / "checkpoint-1", tmp_path / "bare", ignore=shutil.ignore_patterns("complete.json"))
+    for path in (tiny_run, tiny_run / "checkpoint-1", tmp_path / "bare"):
+        loaded = loaded_models.load(str(path))
+        assert torch.equal(logits(loaded.model), logits(model)), path
+        assert loaded.tokenizer.chat_template
+    loading = loaded_models.Loading(load_in_4bit=True)
+    for path in (tiny_run, tmp_path / "bare"):
+        quantised = loaded_models.load(str(path), loading).model
+        assert any(type(module).__name__ == "Linear4bit" for module in quantised.modules()), path
+        assert torch.isfinite(logits(quantised)).all() and not torch.equal(logits(quantised), logits(model))
+
+
 def test_another_base_model_is_reported_for_a_whole_model(tiny_run, tiny_model_dir, tmp_path, capsys):
     folder = add_checkpoint(tiny_run, 1, tiny_model_dir("llama"))
     publish(folder, step=1, world_size=1, extra={"base_model": {"weights": "f" * 32}})
