@@ -29,7 +29,7 @@ from train.run.model_identity import difference, model_digests
 from train.serving.export_source import Exported, Shards, check_bytes, find_exported, find_shards, read_json
 from train.serving.hub_upload import check_upload, push
 from train.serving.model_card import FILE as CARD
-from train.serving.model_card import UNKNOWN, CardSources, Licence, model_card
+from train.serving.model_card import UNKNOWN, CardSources, Licence, model_card, read_evaluations
 
 if TYPE_CHECKING:
     from train.serving.adapters import Base
@@ -170,6 +170,7 @@ def _write_card(
         state=read_json(exported.checkpoint.path / "trainer_state.json"),
         manifest=dict(shards.manifest) if shards else {},
         licence=named[1],
+        evaluations=read_evaluations(exported.run_dir, exported.checkpoint.step),
     )
     write_text_atomically(folder / CARD, secret_texts.hide(model_card(sources)))
 

@@ -81,6 +81,22 @@ def metrics_table(run: dict[str, Any], state: dict[str, Any], step: int | None) 
     yield f"{training.get('step', 'none')}."
 
 
+def benchmarks_table(evaluations: list[dict[str, Any]]) -> Iterator[str]:
+    """Each metric of lm-evaluation-harness with its standard error; of a task that was asked again, the last ones."""
+    rows = {}
+    for evaluation in evaluations:
+        for task, values in evaluation.get("results", {}).items():
+            shots = evaluation.get("n-shot", {}).get(task, "")
+            for metric, value in values.items():
+                if isinstance(value, (int, float)) and "," in metric and "_stderr" not in metric:
+                    error = values.get(metric.replace(",", "_stderr,", 1))
+                    rows[task, metric] = (task, f"`{metric}`", _number(value), _number(error), shots)
+    yield from _table(("task", "metric", "value", "standard error", "shots"), [rows[key] for key in sorted(rows)])
+    yield ""
+    versions = sorted({str(evaluation.get("lm_eval_version", "unknown")) for evaluation in evaluations})
+    yield f"By lm-evaluation-harness {', '.join(versions)}, on an export of this step."
+
+
 def _last(history: list[dict[str, Any]], name: str) -> dict[str, Any]:
     return next((entry for entry in reversed(history) if name in entry), {})
 

@@ -10,11 +10,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from train.serving.card_tables import metrics_table, options_table, sources_table, splits_table
+from train.serving.card_tables import benchmarks_table, metrics_table, options_table, sources_table, splits_table
+from train.serving.export_source import read_json
 
 FILE = "README.md"
 UNKNOWN = "unknown"
@@ -67,6 +68,13 @@ class CardSources:
     state: dict[str, Any]  # trainer_state.json; empty: none
     manifest: dict[str, Any]  # of the shards; empty: they are not here
     licence: Licence
+    evaluations: list[dict[str, Any]] = field(default_factory=list)  # of train.evaluate, of the exported step
+
+
+def read_evaluations(run_dir: Path, step: int) -> list[dict[str, Any]]:
+    """What train.evaluate has recorded in the folder of a run for earlier exports of the same step, oldest first."""
+    found = [read_json(path) for path in (run_dir / "evaluation").glob("*.json")]
+    return sorted((each for each in found if each.get("step") == step), key=lambda each: str(each.get("time")))
 
 
 def model_card(sources: CardSources) -> str:
@@ -77,6 +85,7 @@ def model_card(sources: CardSources) -> str:
         ("Data", _data(sources)),
         ("Training options", options_table(sources.run)),
         ("Metrics", metrics_table(sources.run, sources.state, sources.record.get("step"))),
+        *([("Benchmarks", benchmarks_table(sources.evaluations))] if sources.evaluations else []),
         ("Limits", _limits(sources)),
         ("Licence", _licence(sources)),
     ):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.support.export_runs import add_checkpoint, run_export
-from train.serving.model_card import CardSources, Licence, model_card
+from train.serving.model_card import CardSources, Licence, model_card, read_evaluations
 
 MANIFEST = {
     "identity": "f8f8",
@@ -95,6 +95,20 @@ def test_data_options_and_metrics_are_stated():
     assert "99.0" not in text, "an evaluation after the exported step"
     assert "/home" not in text and "someone" not in text
     assert metadata(text)["base_model"] == "Qwen/Qwen3-8B" and metadata(text)["datasets"] == ["tatsu-lab/alpaca"]
+
+
+def test_benchmarks_of_the_exported_step_are_stated(tmp_path):
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    for step, time, value in ((10, "2026-2", 0.5), (10, "2026-1", 0.25), (11, "2026-3", 0.75)):
+        results = {"ifeval": {"alias": "x", "acc,none": value, "acc_stderr,none": 0.0625, "sample_len": 9}}
+        report = {"step": step, "time": time, "results": results, "n-shot": {"ifeval": 0}, "lm_eval_version": "0.4.13"}
+        (folder / f"{time}.json").write_text(json.dumps(report))
+    text = card(evaluations=read_evaluations(tmp_path, 10))
+    table = text.partition("## Benchmarks")[2].partition("##")[0]
+    assert "| ifeval | `acc,none` | 0.5 | 0.0625 | 0 |" in table and "lm-evaluation-harness 0.4.13" in table
+    assert "0.25" not in table and "0.75" not in table and "sample_len" not in table
+    assert "## Benchmarks" not in card()
 
 
 def test_the_licence_is_the_users_or_unknown():
