@@ -109,7 +109,7 @@ def _metadata(sources: CardSources) -> str:
 
 def _hub_id(name: Any) -> str | None:
     """The name, if it is one on the hub and no folder of this machine."""
-    if not isinstance(name, str) or Path(name).is_absolute() or Path(name).exists():
+    if not isinstance(name, str) or Path(name).exists():
         return None
     return name if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) else None
 
