@@ -92,9 +92,10 @@ def check_sampling(path: str, overrides: dict[str, Any]) -> None:
     """
     idle = [name for name in SAMPLING_ONLY if name in overrides]
     folder = _find_weights(path).checkpoint.path if is_run(Path(path)) else Path(path)
-    if not idle or not folder.is_dir():
+    file = folder / "generation_config.json"
+    if not idle or not file.exists():  # an adapter's is that of its base model, which is not looked for here
         return
-    own = read_json(folder / "generation_config.json")
+    own = read_json(file)
     if not overrides.get("do_sample", own.get("do_sample")):
         raise ValueError(f"--{idle[0]} does nothing: {path} does not sample by default; add --do_sample")
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.taught_model import ask
 from train.checkpoint.folders import publish
-from train.serving.loaded_models import check_folder, load
+from train.serving.loaded_models import check_folder, check_sampling, load
 
 
 def test_what_is_not_an_exported_model_is_refused_with_a_hint(tmp_path):
@@ -69,10 +69,13 @@ def test_four_bits_without_bitsandbytes_are_refused_before_a_model_loads(taught,
         ask(taught, "--prompt", "x", "--load_in_4bit")
 
 
-def test_idle_sampling_options_are_refused_before_a_model_loads(taught, monkeypatch):
+def test_idle_sampling_options_are_refused_before_a_model_loads(taught, monkeypatch, tmp_path):
     from train.serving import loaded_models
 
     monkeypatch.setattr(loaded_models, "load", lambda *_: pytest.fail("a model was loaded"))
     for path in (taught, taught.parent / "run"):
         with pytest.raises(SystemExit, match=r"--top_p does nothing: .* does not sample by default; add --do_sample"):
             ask(path, "--prompt", "x", "--top_p", "0.5")
+        check_sampling(str(path), {"top_p": 0.5, "do_sample": True})
+    (tmp_path / "adapter_config.json").write_text("{}")
+    check_sampling(str(tmp_path), {"top_p": 0.5})  # whether its base model samples is known once that is loaded
