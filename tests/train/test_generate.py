@@ -127,9 +127,13 @@ def test_repeated_answers_are_compared(taught, capsys):
 
 
 def test_a_file_in_batches_is_answered_as_one_by_one(taught, tmp_path, capsys):
-    (tmp_path / "p.json").write_text(json.dumps([*LESSONS, "Say hello."], ensure_ascii=False), encoding="utf-8")
-    ask(taught, "--prompts", f"{tmp_path}/p.json", "--max_new_tokens", "60")
-    alone = capsys.readouterr().out
-    assert all(answer in alone for answer in LESSONS.values())
-    ask(taught, "--prompts", f"{tmp_path}/p.json", "--batch_size", "2", "--max_new_tokens", "60")
-    assert capsys.readouterr().out == alone
+    prompts, found = tmp_path / "p.json", []
+    prompts.write_text(json.dumps([*LESSONS, "Say hello."], ensure_ascii=False), encoding="utf-8")
+    for size in ("1", "2"):
+        output = tmp_path / f"{size}.jsonl"
+        words = ["--batch_size", size, "--max_new_tokens", "60", "--output", str(output)]
+        ask(taught, "--prompts", str(prompts), *words)
+        rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+        found.append((capsys.readouterr().out, [(row["answer"], row["new_tokens"], row["ended"]) for row in rows]))
+    assert found[0] == found[1]
+    assert [answer for answer, _, ended in found[0][1] if ended] == [*LESSONS.values(), LESSONS["Say hello."]]
