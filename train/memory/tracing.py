@@ -124,6 +124,7 @@ class _Run:
     """One forward and backward pass of a smaller model."""
 
     def __init__(self, skeleton: Skeleton, layers: list[int], setting: Setting):
+        self.kept = 0
         self.model = prepared(skeleton.with_layers(layers), setting)
         causal = self.model.get_base_model() if setting.adapters else self.model
         stack = causal.get_submodule(skeleton.stack)
