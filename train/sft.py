@@ -122,13 +122,14 @@ def _train(config: RunConfig, signals: Signals, held: ExitStack) -> bool:
     """Whether it was stopped by Ctrl-C."""
     from train.checkpoint.final_model import save_final_model
     from train.checkpoint.finished import deciding_options
-    from train.checkpoint.resume import find_resume
+    from train.checkpoint.resume import find_resume, note_start
     from train.checkpoint.world_size import keep_global_batch, resumable
     from train.config.run_config import build_sft_config
     from train.config.steps import rows_per_step_of, steps_in_all, steps_per_epoch
     from train.loop.data import load_manifest, set_row_order, verify_shards
+    from train.loop.evaluation import report_better_base
     from train.model.lora_targets import check_targets
-    from train.run import run_record
+    from train.run import run_record, starts
 
     run_dir = Path(config.sft["output_dir"])
     config, note = keep_global_batch(config, run_dir, int(os.environ.get("WORLD_SIZE", "1")))
@@ -170,6 +171,7 @@ def _train(config: RunConfig, signals: Signals, held: ExitStack) -> bool:
     if record["base_model"] is None:  # else it was compared before run.json was written
         _check_downloaded(config, manifest)
         _learn_base(trainer, resumed, run_dir, config)
+    note_start(resumed)
     if resumed:
         log.info(f"resuming from {resumed.path} (step {resumed.step})")
         trainer.checkpointer.resume(resumed)
@@ -183,12 +185,15 @@ def _train(config: RunConfig, signals: Signals, held: ExitStack) -> bool:
     if trainer.checkpointer.preempted:
         _check_saved(trainer, run_dir)
         trainer.accelerator.wait_for_everyone()  # nobody leaves before the mark: a launcher ends the others
+        how = starts.INTERRUPTED if trainer.checkpointer.interrupted else starts.SAVED
+        starts.end(how, signals.first() or "signal on another process", step=steps)
         stopped = "stopped by Ctrl-C" if trainer.checkpointer.interrupted else "preempted"
         log.info(f"{stopped} after step {steps}: the checkpoint is complete, run the same command again to go on")
         return bool(trainer.checkpointer.interrupted)
     watchdog.enter("save", steps, "final model")
     extra = {**trainer.checkpointer.extra, "options": deciding_options(config)}
     save_final_model(trainer, run_dir, extra, signals)
+    starts.end(starts.COMPLETE, step=steps)
     report_better_base(trainer)
     after_run.keep(trainer, config, manifest, memory_before)
     log.info(f"done after {steps} steps: {run_dir}. Next: python -m train.export --checkpoint {run_dir}")
@@ -218,7 +223,7 @@ def _start_record(
     Raises:
         ValueError: on every process, if the first one finds that the run directory cannot be used by this run.
     """
-    from train.run import run_record
+    from train.run import environment, run_record, starts
     from train.run.distributed import gather, is_first
 
     done, error = None, None
@@ -226,6 +231,8 @@ def _start_record(
         try:
             _lock(run_dir, held)
             done = _write_record(run_dir, config, args, total_steps)
+            if done is None:
+                starts.begin(run_dir, args.world_size, **environment.noted())
         except ValueError as problem:
             error = str(problem)
     done, error = gather((done, error))[0]

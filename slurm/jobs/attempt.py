@@ -262,6 +262,18 @@ class Attempt:
 
         launching.wait_until(has_noticed, seconds)
 
+    def write_down(self, follows):
+        """Leave how it ended in its folder, for the run's record, which the next start completes (train.run.starts)."""
+        content = {"time": time.time(), "ended": self.ended, "slurm": self.slurm, "decision": follows}
+        content.update(exit_code=self.code, words=self.words, lost=self.lost, unfit=self.unfit)
+        path = os.path.join(self.log_dir, "decision.json")
+        try:
+            with open(path + ".tmp", "w", encoding="utf-8") as file:
+                json.dump(content, file)
+            os.replace(path + ".tmp", path)
+        except OSError as error:  # a full disk must not end a job that can still be requeued
+            say("{} cannot be written: {}".format(path, error))
+
     def first_error(self):
         """What the first process that failed by itself has said; None where none could say anything."""
         errors = self._read_all("error-rank*.json")

@@ -45,6 +45,7 @@ def main(words):
         attempt = Attempt(here, job, folders, steps, state)
         attempt.run(words)
         follows = decision.decide(state.facts(attempt))
+        attempt.write_down(follows.said)
         code = _carry_out(follows, attempt, state)
         if code is not None:
             return code
@@ -86,6 +87,7 @@ def _requeue(follows, attempt, state):
     if code:
         say("{}: not requeued: SLURM refused: {}".format(attempt.words, errors.strip() or code))
         attempt.say_first_error()
+        attempt.write_down("not requeued: SLURM refused")
         return decision.PREEMPTED_CODE if attempt.ended in decision.STOPPED else attempt.code or 1
     limit = state.here.number("MAX_RESTARTS")
     say("{}: {}: restart {} of at most {}".format(attempt.words, follows.said, state.job.restarts + 1, limit))

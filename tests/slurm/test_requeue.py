@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import pytest
@@ -28,6 +29,8 @@ def test_mistake_11_requeue_is_allowed_and_the_log_is_kept():
 )
 def test_mistake_11_requeue_only_after_a_signal_and_a_saved_checkpoint(project, env, code, requeued):
     assert (project.train_with_signal(**env), project.requeued()) == (code, requeued), project.log
+    (written,) = project.folder.glob("slurm/logs/*/*-attempt0/decision.json")
+    assert json.loads(written.read_text())["decision"].startswith("requeued") == (code == 0 and requeued)
 
 
 @pytest.mark.parametrize(

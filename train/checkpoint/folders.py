@@ -27,7 +27,7 @@ MARKER = "complete.json"
 # Names at the top of a run directory that live on after the final model is published, so they are no part of it.
 NOT_LISTED = (
     *(MARKER, ".*", "checkpoint-*", "damaged-*", "aside-*", "run.json", "preempted.json"),
-    *("samples.jsonl", "report.html", "bad_steps", "evaluation", "README.md"),
+    *("samples.jsonl", "report.html", "bad_steps", "evaluation", "starts", "scores*.jsonl*", "README.md"),
     *("runs", "wandb", "logs", "*.log", "*.out"),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from train.checkpoint import folders
 from train.checkpoint.folders import Checkpoint
 from train.checkpoint.lost_steps import check_nothing_is_lost, warn_of_steps_trained_again
 from train.config.expert_parallel import section_of
+from train.run import starts
 from train.run.atomic_files import write_json_atomically
 from train.run.distributed import gather, gather_problems, is_first
 from train.run.model_identity import QUANTISATION, difference
@@ -47,6 +49,14 @@ def find_resume(config: RunConfig, run_dir: Path, args: TrainingArguments) -> Ch
         _begin_branch(found, run_dir)
     args.distributed_state.wait_for_everyone()
     return found
+
+
+def note_start(found: Checkpoint | None) -> None:
+    """Record where this start goes on from, and since when that state has been complete."""
+    saved = None
+    with suppress(OSError):
+        saved = (found.path / folders.MARKER).stat().st_mtime if found else None
+    starts.resumed(found.step if found else 0, saved)
 
 
 def _check_nothing_is_there(run_dir: Path) -> None:

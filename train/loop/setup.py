@@ -19,6 +19,7 @@ from train.loop import console, tracker_ends
 from train.loop.data import load_split, number_rows, pad_to_multiple
 from train.loop.report_page import ReportPage
 from train.loop.sample_answers import Sampler, choose_prompts, own_questions
+from train.loop.start_notes import StartNotes
 from train.loop.trainer import PackedSFTTrainer
 from train.loop.wandb_run import use_safe_wandb
 from train.model import (
@@ -110,6 +111,7 @@ def make_trainer(
     trainer.add_callback(neftune.make_callback(trainer))
     trainer.add_callback(sequence_parallel.make_callback(trainer))
     console.install(trainer, trainer.source_names)
+    trainer.add_callback(StartNotes())
     trainer.add_callback(ReportPage())
     _log_setup(trainer, manifest, rows_a_step)
     return trainer

@@ -137,7 +137,7 @@ class Watchdog(threading.Thread):
         with contextlib.suppress(OSError):
             flight_records.remove(self._places.ranks, self._rank)
             if self._rank == 0:
-                self._places.hung.unlink(missing_ok=True)
+                self._places.keep_earlier()
 
     def look(self) -> None:
         """One beat."""

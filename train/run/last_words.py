@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 
-from train.run import spoken
+from train.run import spoken, starts
 from train.run.atomic_files import write_json_atomically
 from train.run.log import ANY_RANK
 
@@ -31,7 +31,8 @@ def refuse(message: str, exit_code: int, *, consequence: bool = False) -> int:
 
 
 def write_down(message: str, exit_code: int, *, consequence: bool = False) -> None:
-    """Write `error-rank{R}.json`, where there is a folder for it."""
+    """Write `error-rank{R}.json`, where there is a folder for it, and how this start ended."""
+    starts.end(starts.REFUSED if exit_code == 2 else starts.FAILED, message, consequence=consequence)
     folder = spoken.shared_folder()
     if folder is None:
         return

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 _HUNG = "hung.json"
+EARLIER_HUNG = ".ranks/earlier-hung.json"  # in the run directory, until train.run.starts has read it
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,14 @@ class Places:
         if job:
             return cls(Path(job) / "ranks", Path(job) / _HUNG)
         return cls(run_dir / ".ranks", run_dir / ".ranks" / _HUNG) if world_size > 1 else None
+
+    def keep_earlier(self) -> None:
+        """Put the file about a hang of an earlier start out of the way; in a job each attempt has a folder anew.
+
+        Raises:
+            OSError: there is none, or it cannot be renamed.
+        """
+        self.hung.replace(self.hung.with_name(Path(EARLIER_HUNG).name))
 
     def make(self) -> bool:
         """Whether the folder is there. The run directory itself is made by who may make it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -49,6 +50,7 @@ def make_record(run_dir: Path, config: Any, world_size: int) -> dict[str, Any]:
         "model_name_or_path": config.model.get("model_name_or_path"),
         "base_model": base_model,
         "options": {**config.sft, **config.model},
+        "own_options": _own_options(config.own),
         "world_size": world_size,
         "git_commit": git_commit(),
         "baseline": earlier.get("baseline") if same_base else None,
@@ -64,6 +66,12 @@ def make_record(run_dir: Path, config: Any, world_size: int) -> dict[str, Any]:
             "another output_dir, or give the shards that the run began with"
         )
     return record
+
+
+def _own_options(own: Any) -> dict[str, Any]:
+    """Those of our own options that are not their defaults."""
+    values = {field.name: (getattr(own, field.name), field.default) for field in dataclasses.fields(own)}
+    return {name: value for name, (value, default) in values.items() if value != default}
 
 
 def beginning(run_dir: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tests.support.saving_runs import assert_equal, preempt, run_here
 from train import preflight
 from train.checkpoint import capacity, folders, pending_save, saving
 from train.run import atomic_files
+from train.run.starts import read_starts
 
 
 @pytest.mark.parametrize("background", ["true", "false"])
@@ -36,6 +37,18 @@ def test_a_preempted_run_resumes_bit_for_bit_also_between_two_lines_of_the_log(
     for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
         assert got.files[name] == wanted.files[name], name  # as the libraries write it at once, and from a copy
     assert not list(run_dir.glob(".saving-*"))
+    assert_recorded(run_dir)
+
+
+def assert_recorded(run_dir: Path):
+    """Both starts: where they went on from, how far they came, how they ended; no part of the final model."""
+    first, second = read_starts(run_dir)
+    assert (first["from_step"], first["step"], first["ended"]["how"]) == (0, 5, "saved")
+    assert first["ended"]["said"] in ("SIGUSR1", "SIGTERM") and first["processes"] == 1
+    assert (second["from_step"], second["step"], second["ended"]["how"]) == (5, 9, "complete")
+    assert first["began"] < first["first_step"] <= second["state_saved"] < second["began"] < second["first_step"]
+    assert second["environment"]["torch"] == torch.__version__ and second["command"]
+    assert not [name for name in folders.read(run_dir).files if name.startswith("starts")]
 
 
 def test_a_checkpoint_has_its_name_only_when_all_is_written(make_run, monkeypatch):
