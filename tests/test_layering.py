@@ -57,14 +57,14 @@ TRAIN: list[tuple[str, str | None]] = [
     ),
     ("tracing", "loop checkpoint run data_prep.shards data_prep.provenance data_prep.packed_rows"),
     ("loop", "model checkpoint config run run_report serving data_prep.shards"),
-    ("run_report", "checkpoint run"),
+    ("run_report", "checkpoint run scoring data_prep.shards data_prep.packed_rows"),
     ("scoring", "run data_prep.packed_rows data_prep.shards"),
     ("model", "config run data_prep.shards"),
     ("serving", "checkpoint config run data_prep.shards data_prep.strict_files"),
     ("node_check", "run data_prep.shards"),
     ("checkpoint", "config run"),
     ("config", "data_prep.strict_files data_prep.secret_texts data_prep.program_name"),
-    ("run", "data_prep.shards data_prep.lock_holders data_prep.program_name"),
+    ("run", "data_prep.shards data_prep.lock_holders data_prep.program_name data_prep.secret_texts"),
 ]
 TABLES = {"data_prep": DATA_PREP, "train": TRAIN}
 

@@ -155,13 +155,11 @@ def _report(scores: list[dict[str, Any]], options: Any, rows: PackedRows, path: 
 
 
 def _show(worst: list[dict[str, Any]], options: Any, rows: PackedRows) -> None:
-    from train.tracing.texts import load_tokenizer
+    from train.scoring.texts import document_of, load_tokenizer
 
     tokenizer = load_tokenizer(Path(options.shards))
     for one in worst:
-        first = int(rows.first_document[one["packed_row"]])
-        document = list(rows.documents(one["packed_row"]))[one["document"] - first]
-        text = tokenizer.decode(document.input_ids.tolist()).replace("\n", " ")
+        text = tokenizer.decode(document_of(one, rows).input_ids.tolist()).replace("\n", " ")
         cut = text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}"
         origin = f"{one['source']}:{one['raw_row']}" if one["raw_row"] is not None else one["source"]
         print(f"  {one['loss']:.3f}  {origin}  {cut}")

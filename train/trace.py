@@ -61,6 +61,7 @@ def _find(options: argparse.Namespace) -> dict[str, Any]:
     if options.decode and options.step is None:
         raise ValueError("--decode does nothing without --step: leave it out")
 
+    from train.scoring.texts import load_tokenizer
     from train.tracing import documents, run_facts, texts
 
     facts = run_facts.read_facts(options.run, options.data)
@@ -68,11 +69,11 @@ def _find(options: argparse.Namespace) -> dict[str, Any]:
     head = {"run": str(options.run), "steps_done": facts.steps_done, "total_steps": facts.total_steps}
     if options.step is not None:
         found = {**head, **trace.step(options.step), "skipped": _skipped(options.run, options.step)}
-        _decode(found["documents"], texts.load_tokenizer(facts.data) if options.decode else None)
+        _decode(found["documents"], load_tokenizer(facts.data) if options.decode else None)
         return found
     if place is not None:
         return {**head, **trace.document(*place)}
-    tokenizer = texts.load_tokenizer(facts.data)
+    tokenizer = load_tokenizer(facts.data)
     matches = list(texts.rows_with(options.text, trace.provenance, tokenizer))
     shown = [trace.document(source, row) for source, row in matches[:_MOST]]
     return {**head, "text": options.text, "found": len(matches), "matches": shown}

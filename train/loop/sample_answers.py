@@ -17,7 +17,7 @@ from train.model.expert_parallel import holds_a_part
 from train.run import atomic_files, watchdog
 from train.run.atomic_files import write_text_atomically
 from train.run.distributed import gather, is_first
-from train.run_report.run_files import SAMPLES, read_samples
+from train.run_report.run_files import QUESTIONS, SAMPLES, read_samples
 from train.serving.chat_model import ChatModel
 from train.serving.prompt_files import read_file
 from train.serving.prompt_rows import check_chat
@@ -25,7 +25,6 @@ from train.serving.prompt_rows import check_chat
 if TYPE_CHECKING:
     from datasets import Dataset
 
-QUESTIONS = "sample_questions"  # stands for the source of questions of one's own
 COLUMNS = ("step", "source", "prompt", "answer", "reference")
 
 

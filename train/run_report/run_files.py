@@ -9,9 +9,11 @@ from typing import Any
 
 from train.checkpoint import folders
 from train.run.run_record import read_record
+from train.run.starts import left_behind, read_starts
 
 STATE = "trainer_state.json"
 SAMPLES = "samples.jsonl"
+QUESTIONS = "sample_questions"  # in it, stands for the source of questions of one's own
 BAD_STEPS = "bad_steps"
 
 
@@ -29,6 +31,8 @@ class Run:
     checkpoints: list[tuple[int, int]] = field(default_factory=list)  # (step, bytes) of complete ones, newest first
     samples: list[dict[str, Any]] = field(default_factory=list)  # see train.loop.sample_answers
     bad_steps: list[dict[str, Any]] = field(default_factory=list)  # see train.loop.bad_steps
+    starts: list[dict[str, Any]] = field(default_factory=list)  # see train.run.starts
+    problems: list[str] = field(default_factory=list)  # what could not be read
 
     @property
     def name(self) -> str:
@@ -42,6 +46,11 @@ class Run:
         for entry in self.history:
             found |= {key.removeprefix("loss_"): None for key in entry if key.startswith("loss_")}
         return list(found)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """That of the newest start that has noted it."""
+        return next((dict(start["environment"]) for start in reversed(self.starts) if start.get("environment")), {})
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a metric wherever it was logged; not of values that are no numbers."""
@@ -65,6 +74,7 @@ def read_run(path: Path, state: dict[str, Any] | None = None) -> Run:
     if state is None:
         state = _newest_state(path, [checkpoint.path for checkpoint in checkpoints])
     best = state.get("best_model_checkpoint")
+    problems: list[str] = []
     return Run(
         path=path,
         record=record,
@@ -74,8 +84,10 @@ def read_run(path: Path, state: dict[str, Any] | None = None) -> Run:
         best=Path(best).name if best else None,
         finished=(path / folders.MARKER).exists(),
         checkpoints=[(checkpoint.step, checkpoint.size) for checkpoint in checkpoints],
-        samples=read_samples(path / SAMPLES),
-        bad_steps=[json.loads(file.read_text("utf-8")) for file in sorted((path / BAD_STEPS).glob("step-*.json"))],
+        samples=read_samples(path / SAMPLES, problems),
+        bad_steps=_read_bad_steps(path / BAD_STEPS, problems),
+        starts=_starts(path),
+        problems=problems,
     )
 
 
@@ -90,9 +102,42 @@ def _newest_state(path: Path, checkpoints: list[Path]) -> dict[str, Any]:
     return max(states, key=lambda state: state.get("global_step", 0))
 
 
-def read_samples(file: Path) -> list[dict[str, Any]]:
-    """The rows of such a file, in order; none if there is no file."""
+def read_samples(file: Path, problems: list[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of such a file, in order; none if there is no file.
+
+    Args:
+        problems: gets a line for each row that cannot be read, which is left out; None: such a row is an error.
+
+    Raises:
+        ValueError: a row cannot be read, and there is nobody to tell.
+    """
     if not file.exists():
         return []
+    rows = []
     # splitlines would cut at U+2028 inside a text
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
+        try:
+            rows += [dict(json.loads(line))] if line else []
+        except (ValueError, TypeError) as error:
+            if problems is None:
+                raise ValueError(f"{file} line {number} cannot be read: {error}: delete it") from None
+            problems.append(f"{file.name} line {number} cannot be read: {error}")
+    return rows
+
+
+def _read_bad_steps(folder: Path, problems: list[str]) -> list[dict[str, Any]]:
+    found = []
+    for file in folder.glob("step-*.json"):
+        try:
+            found.append(dict(json.loads(file.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError) as error:
+            problems.append(f"{folder.name}/{file.name} cannot be read: {error}")
+    return sorted(found, key=lambda bad: bad.get("step", 0))
+
+
+def _starts(path: Path) -> list[dict[str, Any]]:
+    """All starts; what others have left about the last one's end is looked for, as no later start has."""
+    starts = read_starts(path)
+    if starts and "problem" not in starts[-1]:
+        starts[-1]["found"] = left_behind(starts[-1], path)
+    return starts

@@ -5,21 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from data_prep.packed_rows import PackedRows
 from data_prep.provenance import SIBLING, Provenance
-from data_prep.shards import SPLITS, TOKENIZER_DIR
+from data_prep.shards import SPLITS
 
 _AT_ONCE = 1000  # documents that are decoded together
-
-
-def load_tokenizer(data: Path) -> Any:
-    """The shards' own."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(data / TOKENIZER_DIR)
 
 
 def rows_with(text: str, provenance: Provenance, tokenizer: Any) -> Iterator[tuple[str, int]]:
