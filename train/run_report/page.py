@@ -124,7 +124,8 @@ def loss_chart(runs: list[Run], source: str) -> dict[str, Any] | None:
 
 def metric_chart(runs: list[Run], name: str, title: str) -> dict[str, Any] | None:
     """Of one metric of the steps."""
-    curves = [Curve(name=run.name, points=run.series(name), colour=colour(2 * i)) for i, run in enumerate(runs)]
+    names = [run.name for run in runs] if len(runs) > 1 else ["last"]
+    curves = [Curve(name=names[i], points=run.series(name), colour=colour(2 * i)) for i, run in enumerate(runs)]
     return chart(title, curves, last_step(runs), zero=True, marks=marks(runs))
 
 
