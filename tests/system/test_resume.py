@@ -19,7 +19,6 @@ from tests.support.training import TIMEOUT, history, kill, launch, make_shards, 
 from tests.support.wandb_offline import read_run
 from train.checkpoint import folders
 from train.run import run_lock
-from train.run_report import restarts, run_files
 
 STEPS = 20
 COMPARED = ("loss", "grad_norm", "learning_rate", "num_tokens", "epoch", "eval_loss", "eval_long_loss")
@@ -88,15 +87,6 @@ def test_sigkill_of_all_processes_then_the_same_command(make_config, uninterrupt
     assert json.loads((run_dir / "run.json").read_text())["wandb_run_id"] == first_id
     assert output.count("sft: step ") == STEPS - newest.step
     assert_equal(run_dir, uninterrupted)
-    assert_recorded(run_dir, newest.step)
-
-
-def assert_recorded(run_dir, step):
-    """Both starts are on the page of the run: a killed process has said nothing of its end."""
-    first, second = restarts.restarts(run_files.read_run(run_dir).starts)["rows"]
-    assert first["first"] == 0 and first["last"] >= 1 and first["ended"].startswith("ended without a word")
-    assert (second["first"], second["last"], second["ended"]) == (step, STEPS, "finished")
-    assert 0 < second["starting"] <= second["lost"] and first["processes"] == 2
 
 
 def assert_one_wandb_run(run_dir):

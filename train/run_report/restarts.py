@@ -31,7 +31,8 @@ def restarts(starts: list[dict[str, Any]]) -> dict[str, Any]:
     for before, now, row, earlier in zip(readable, readable[1:], rows[1:], rows, strict=False):
         row |= _lost(before, now)
         if "from_step" in now and earlier["last"] is not None:
-            earlier["again"] = max(earlier["last"] - now["from_step"], 0)
+            earlier["last"] = max(earlier["last"], now["from_step"])  # it was saved after the last note
+            earlier["again"] = earlier["last"] - now["from_step"]
     problems = [start["problem"] for start in starts if "problem" in start]
     return {"rows": rows, "lost": sum(row.get("lost") or 0.0 for row in rows), "problems": problems}
 

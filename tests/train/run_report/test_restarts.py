@@ -24,6 +24,12 @@ def test_the_time_lost_is_made_of_its_parts():
     assert found["lost"] == 210 and found["rows"][0]["again"] == 7 and "lost" not in found["rows"][0]
 
 
+def test_a_start_came_at_least_to_where_the_next_one_goes_on_from():
+    """It was killed soon after a checkpoint, before it noted its step again."""
+    rows = restarts([start(1, 0, 10, from_step=0, step=1, alive=10), start(2, 60, 70, from_step=10)])["rows"]
+    assert (rows[0]["last"], rows[0]["again"]) == (10, 0)
+
+
 def test_nothing_is_counted_twice_where_a_start_made_no_progress():
     """Three starts from the same checkpoint: in all from its save to the last one's first step, less the steps made."""
     starts = [
