@@ -80,7 +80,7 @@ STAGES = (
     Stage(name="smoke", what="machine, ceilings, kernel, loss head, optimizer, copies into pinned memory, generation",
           estimate=40, limit=150, module=("tests.gpu.smoke",)),
     checks("kernels", "varlen forward and backward against fp32, filler rows, the choice of `auto`", 55, 120,
-           "tests/gpu/test_kernels.py", "-k", "varlen_kernel or auto"),
+           "tests/gpu/test_kernels.py", "-k", "varlen_kernel or auto or document_bounds"),
     checks("training", "fused, 8-bit and paged optimizers, QLoRA, compiled, exact resume, ZeRO-3, FSDP2, all back ends",
            175, 260, "tests/gpu", "-k", "not varlen_kernel and not auto_takes"),
     measured("full_compiled", "1.7B, compiled by layer", 55, 150, "1.7B", *COMPILED, environment=BY_LAYER),

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.gpu.conftest import HEADS
-from train.model import attention, isolation, varlen
+from train.model import attention, document_kernels, documentwise, isolation, varlen
 
 ARCHITECTURES = ("llama", "qwen3", "gemma3", "mistral", "qwen3_moe", "gemma2")
 
@@ -80,3 +80,31 @@ def test_every_back_end_isolates_in_bf16(architecture, tiny_model_dir, device, c
     with capsys.disabled():
         print(f"\n{architecture}: {found}")
     assert not failed and "eager" in found, failed
+
+
+# Wide enough for the kernels of layers that carry a state.
+HYBRIDS = {
+    "lfm2": HEADS,
+    "qwen3_5_text": {**HEADS, "linear_key_head_dim": 64, "linear_value_head_dim": 64},
+    "mamba2": {"hidden_size": 256, "head_dim": 64, "num_heads": 8, "state_size": 64},
+}
+
+
+@pytest.mark.parametrize("architecture", HYBRIDS)
+def test_kernels_with_document_bounds(architecture, tiny_model_dir, device, capsys):
+    """Real kernels once: chosen where their packages are installed, and isolating either way."""
+    ids = torch.randint(4, 260, (isolation.TOKENS,), generator=torch.Generator().manual_seed(1)).tolist()
+    folder = tiny_model_dir(architecture, **HYBRIDS[architecture])
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.bfloat16).to(device)
+    add_fused_lm_head(model)
+    documentwise.install(model)
+    layer = next(iter(documentwise.mixers(model).values()))
+    lacks = document_kernels.lacks(layer)
+
+    def prove() -> str:
+        return isolation.check(model, ids, device, torch.bfloat16)
+
+    (line,) = document_kernels.choose(model, prove)
+    with capsys.disabled():
+        print(f"\n{line}: {prove()}")
+    assert ("kernels with document bounds" in line) == (lacks is None), line

@@ -81,7 +81,7 @@ def test_full_fine_tuning(architecture, shards, reference, tiny_model_dir, tmp_p
     got = run(tmp_path, shards, tiny_model_dir(architecture), **FULL[architecture])
     said = capsys.readouterr().out
     assert "attention: varlen (each document by itself, on the CPU" in said
-    assert ("see each document as a row of its own" in said) == (architecture in HYBRIDS)
+    assert ("one document a row, as" in said) == (architecture in HYBRIDS)
     assert "packed documents are isolated: they differ from separate ones by" in said
     assert_equal_training(got, reference(architecture), loss=5e-6, norm=5e-5)
     # One weight of the experts' model has a first gradient of 1e-9, below Adam's epsilon: rounding, which differs from

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from data_prep.shards import IGNORE_INDEX, Manifest, check_files, read_manifest, shard_files
 
 if TYPE_CHECKING:
-    import torch
     from datasets import Dataset
     from transformers import TrainingArguments
 
@@ -78,7 +77,11 @@ def number_rows(dataset: Dataset) -> Dataset:
     return dataset.add_column("row", np.arange(len(dataset))).with_format("numpy")
 
 
-BATCH_EXTRAS = ("source_ids", "document_rows")  # what SourceCollator adds to a batch; no model knows them
+BATCH_EXTRAS = (
+    "source_ids",
+    "document_rows",
+    "document_lengths",
+)  # what SourceCollator adds to a batch; no model knows them
 
 
 class SourceCollator:
@@ -87,6 +90,7 @@ class SourceCollator:
     The batch is TRL's: input_ids, labels, position_ids (1, tokens) int64, cu_seq_lens_q/k int32, ...; `source_ids` is
     (1, tokens) int64: for each token the index of its document's source in the manifest. `document_rows`, (documents,)
     int64, is there if the rows are numbered: for each document the number of its row, -1 for padding.
+    `document_lengths` is a list, which stays on the host: tokens of each document, padding among them.
 
     Given a part, the tokens are those of that part, as `train.model.sequence_parallel.cut` says; these two stay whole.
     """
@@ -94,7 +98,7 @@ class SourceCollator:
     def __init__(self, collator: Any, part: Part | None = None):
         self.collator, self.part = collator, part
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         import torch
 
         batch = self.collator(rows)
@@ -106,9 +110,10 @@ class SourceCollator:
         if "row" in rows[0]:
             numbers = torch.tensor([row["row"] for row in rows for _ in row["seq_lengths"]])
             batch["document_rows"] = torch.nn.functional.pad(numbers, (0, padding), value=-1)
+        batch["document_lengths"] = batch["cu_seq_lens_q"].diff().tolist()
         return self._part_of(batch)
 
-    def _part_of(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _part_of(self, batch: dict[str, Any]) -> dict[str, Any]:
         if self.part is None or self.part.size == 1:
             return batch
         from train.model.sequence_parallel import cut

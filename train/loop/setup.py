@@ -127,7 +127,6 @@ def _install_documentwise(model: Any, row_ranks: int) -> None:
         layers = ", ".join(f"{number} {name}" for name, number in found.items())
         if row_ranks > 1:
             raise ValueError(f"sequence_parallel: {layers} carry a state from token to token: leave it out")
-        log.info(f"layers that carry a state see each document as a row of its own: {layers}")
         if is_deepspeed_zero3_enabled():
             documentwise.fix_calls(model)
 

@@ -29,7 +29,7 @@ from train.loop.plain_loss import check_parts_suffice, computes_plain_loss
 from train.loop.row_parts import RowParts
 from train.loop.sample_answers import Sampler
 from train.loop.throughput import model_flops, multiplied_in, peak_flops
-from train.model import fsdp, lora_inputs
+from train.model import documentwise, fsdp, lora_inputs
 from train.model.compiling import eagerly
 from train.run import atomic_files, run_record, watchdog
 from train.run.preemption_callback import PreemptionCallback
@@ -124,6 +124,7 @@ class PackedSFTTrainer(RowParts, Computing, SFTTrainer):
         micro-batch; ours stay on the device."""
         self.meter.pace.begin("forward")
         columns = {name: inputs.pop(name, None) for name in BATCH_EXTRAS}
+        documentwise.expect(self.model, columns["document_lengths"])
         if self._own_loss:
             loss, outputs = self._plain_loss(model, inputs, num_items_in_batch)
         else:
@@ -219,6 +220,7 @@ class PackedSFTTrainer(RowParts, Computing, SFTTrainer):
     def _evaluated(self, dataloader: Any) -> Iterator[dict[str, Any]]:
         """The batches; callbacks are called for each, as in the loop that this replaces."""
         for batch in dataloader:
+            documentwise.expect(self.model, batch.get("document_lengths"))
             yield self._prepare_inputs(batch)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             watchdog.progress()

@@ -133,7 +133,8 @@ class Setting:
             return False  # it reads the mask itself, to choose tokens by
         if self.supports("_supports_attention_backend"):
             return True
-        return "ALL_ATTENTION_FUNCTIONS" in source and "softcap" not in source and not self.has_sinks
+        more = any(name in source for name in ("softcap", "position_bias="))
+        return "ALL_ATTENTION_FUNCTIONS" in source and not more and not self.has_sinks
 
     @property
     def _source(self) -> str:

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from data_prep.shards import IGNORE_INDEX
-from train.model import sequence_parallel
+from train.model import document_kernels, sequence_parallel
 from train.model.compiling import eagerly
 from train.run.distributed import gather_problems
 
@@ -64,8 +64,14 @@ def make_callback(trainer: Any) -> TrainerCallback:
             sharded = is_deepspeed_zero3_enabled() or trainer.is_fsdp_enabled
             model = trainer.model_wrapped if sharded else trainer.model
             ids = first_tokens(trainer.train_dataset, TOKENS)
+
+            def prove() -> str:
+                return check(model, ids, args.device, training_dtype(args), trainer.row_group)
+
             with eagerly(trainer.accelerator.state.dynamo_plugin), trainer.computing():
-                found = check(model, ids, args.device, training_dtype(args), trainer.row_group)
+                for line in document_kernels.choose(trainer.model, prove):
+                    log.info(f"layers that carry a state: {line}")
+                found = prove()
             parts = sequence_parallel.part_of(trainer.row_group).size
             cut = f", cut into {parts} parts" if parts > 1 else ""
             log.info(f"packed documents are isolated{cut}: {found}")
@@ -112,20 +118,37 @@ def check(
         return "not checked, since there are fewer than 6 tokens"
     if dtype == torch.float32:
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    found, largest = measure(model, split(ids), device, group).of(dtype), LARGEST.get(dtype, LARGEST[torch.bfloat16])
+    documents = split(ids)
+    found, largest = measure(model, documents, device, group).of(dtype), LARGEST.get(dtype, LARGEST[torch.bfloat16])
     text = f"they differ from separate ones by {found:.1e} of what no isolation would make (limit {largest} in {dtype})"
     # A NaN is refused as well.
     if problems := gather_problems([] if found <= largest else [text]):
+        cause = _cause(model, documents, device, dtype, group)
         raise ValueError(
-            f"this model does not keep packed documents apart: {problems[0]}. Training it on packed rows would be "
-            "wrong: choose another attn_implementation (sdpa and eager are the plainest), or another model"
+            f"this model does not keep packed documents apart, as {cause}: {problems[0]}. Training it on packed rows "
+            "would be wrong: choose another attn_implementation (sdpa and eager are the plainest), or another model"
         )
     return text
 
 
+def _cause(model: Any, documents: list[list[int]], device: torch.device, dtype: torch.dtype, group: Any) -> str:
+    """Of what was found: what changes a token's log-probability that must not."""
+    allowed = 1e-4 if dtype == torch.float32 else 0.1  # by rounding
+    whole, _ = _pass(model, [documents[1]], device)
+    begun, _ = _pass(model, [documents[1][:-2]], device)
+    if not torch.allclose(whole[: len(begun)], begun, rtol=0, atol=allowed):
+        return "tokens see those that follow"
+    others = documents[1][: len(documents[0])]
+    packed, changed = (_pass(model, [first, *documents[1:]], device, group)[0] for first in (documents[0], others))
+    later = slice(len(documents[0]), None)
+    if not torch.allclose(packed[later], changed[later], rtol=0, atol=allowed):
+        return "documents see those before them"
+    return "a document is computed by its place in the row"
+
+
 def split(ids: list[int]) -> list[list[int]]:
-    """Three documents of different lengths."""
-    first, second = len(ids) // 3, len(ids) * 7 // 9
+    """Three documents of different lengths, at odd places: what works by blocks of tokens would else find its own."""
+    first, second = len(ids) * 47 // TOKENS, len(ids) * 113 // TOKENS
     return [ids[:first], ids[first:second], ids[second:]]
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import HYBRIDS
+from train.loop.trainer import PackedSFTTrainer
 from train.model import documentwise
 from train.model.documentwise import Bounds, groups
 
@@ -45,8 +48,8 @@ def packed(model, parts: list[torch.Tensor], **more) -> torch.Tensor:
     positions = torch.cat([torch.arange(len(part)) for part in parts])[None]
     bounds = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "seq_idx": numbers}
     longest = int(ends.diff().max())
-    more |= {"max_length_q": longest, "max_length_k": longest, "use_cache": False}
-    return model(input_ids=torch.cat(parts)[None], position_ids=positions, **bounds, **more).logits[0]
+    bounds |= {"max_length_q": longest, "max_length_k": longest, "use_cache": False, **more}
+    return model(input_ids=torch.cat(parts)[None], position_ids=positions, **bounds).logits[0]
 
 
 def gradients(model, logits: torch.Tensor, ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -162,3 +165,126 @@ def count_calls(model) -> Counter[str]:
             if isinstance(child, torch.nn.Linear):
                 child.register_forward_hook(lambda *_, called=f"{outer}.{name}": calls.update([called]))
     return calls
+
+
+class OnDevice(torch.Tensor):
+    """A tensor whose numbers the host does not ask for: that would wait for all work of the device."""
+
+    def tolist(self):
+        raise AssertionError("the host waits for the device")
+
+    item = tolist
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_lengths_that_the_host_knows_are_not_read_from_the_device(known, tiny_model_dir):
+    model = load(tiny_model_dir("lfm2"))
+    documentwise.install(model)
+    parts = documents()
+    expected = packed(model, parts)
+    ends = torch.tensor([0, *LENGTHS]).cumsum(0).int().as_subclass(OnDevice)
+    documentwise.expect(model, LENGTHS if known else None)
+    if not known:
+        with pytest.raises(AssertionError, match="waits"):
+            packed(model, parts, cu_seq_lens_q=ends)
+        return
+    assert torch.equal(packed(model, parts, cu_seq_lens_q=ends), expected)
+    assert torch.equal(packed(model, parts), expected)  # they are those of one forward pass
+
+
+class Stop(Exception):
+    """Enough was seen."""
+
+
+def test_training_and_evaluation_tell_the_lengths(tiny_model_dir):
+    model = load(tiny_model_dir("lfm2"))
+    documentwise.install(model)
+    expected = documentwise.bounds_of(model)
+
+    def model_is_called(*args):
+        assert expected.expected == LENGTHS
+        raise Stop
+
+    trainer = SimpleNamespace(model=model, meter=MagicMock(), _own_loss=True, _plain_loss=model_is_called)
+    with pytest.raises(Stop):
+        PackedSFTTrainer.compute_loss(trainer, model, {"document_lengths": LENGTHS})
+    expected.expected = None
+    trainer._prepare_inputs = model_is_called
+    with pytest.raises(Stop):
+        next(PackedSFTTrainer._evaluated(trainer, [{"document_lengths": LENGTHS}]))
+
+
+def test_lengths_of_another_row_are_not_believed(tiny_model_dir):
+    model = load(tiny_model_dir("lfm2"))
+    documentwise.install(model)
+    parts = documents()
+    expected = packed(model, parts)
+    documentwise.expect(model, [5, 6])
+    assert torch.equal(packed(model, parts), expected)
+
+
+class Convolved(torch.nn.Module):
+    """A projection of attention that looks one token back, and returns several values for each token."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_key_value_groups = 2
+        self.conv = torch.nn.Conv1d(4, 4, 2)
+
+    def forward(self, hidden_states, scale=None):
+        before = torch.nn.functional.pad(hidden_states.transpose(1, 2), (1, 0))
+        keys = self.conv(before).transpose(1, 2)
+        return hidden_states, keys[..., None], "rest"
+
+
+class Pooling(torch.nn.Module):
+    """Attention to means of two tokens each, in windows that begin with the row, as DeepSeek-V4's compressor."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_key_value_groups, self.compressor = 1, torch.nn.Identity()
+
+    def forward(self, hidden_states, position_ids, attention_mask=None):
+        usable = hidden_states.shape[1] // 2 * 2
+        pooled = hidden_states[:, :usable].unflatten(1, (-1, 2)).mean(2)
+        seen = torch.arange(pooled.shape[1]) < (position_ids[..., None] + 1) // 2
+        mask = torch.cat([attention_mask[:, 0], torch.zeros(seen.shape).masked_fill(~seen, -1e9)], -1)
+        return (torch.cat([hidden_states @ hidden_states.mT, hidden_states @ pooled.mT], -1) + mask).softmax(-1) @ (
+            torch.cat([hidden_states, pooled], 1)
+        )
+
+
+class Holder(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, states, cu_seq_lens_q=None, **kwargs):
+        return self.layer(states, **kwargs)
+
+
+def test_all_values_for_each_token_are_put_back():
+    model = Holder(Convolved())
+    states = torch.randn(1, sum(LENGTHS), 4)
+    expected = [model(part) for part in states.split(LENGTHS, dim=1)]
+    assert documentwise.install(model) == {"Convolved": 1}
+    found = model(states, cu_seq_lens_q=torch.tensor([0, *LENGTHS]).cumsum(0))
+    for place in (0, 1):
+        torch.testing.assert_close(found[place], torch.cat([one[place] for one in expected], dim=1))
+    assert found[2] == "rest"
+
+
+def test_attention_that_pools_gets_the_masks_of_its_documents():
+    model = Holder(Pooling())
+    states = torch.randn(1, sum(LENGTHS), 4)
+    numbers = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
+    seen = (numbers[:, None] == numbers) & torch.ones(len(numbers), len(numbers)).tril().bool()
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    positions = [torch.arange(length)[None] for length in LENGTHS]
+    alone = [torch.full((n, n), torch.finfo(torch.float32).min).triu(1)[None, None] for n in LENGTHS]
+    parts = zip(states.split(LENGTHS, dim=1), positions, alone, strict=True)
+    expected = torch.cat([model(part, position_ids=at, attention_mask=one) for part, at, one in parts], dim=1)
+    assert documentwise.install(model) == {"Pooling": 1}
+    ends = torch.tensor([0, *LENGTHS]).cumsum(0)
+    found = model(states, cu_seq_lens_q=ends, position_ids=torch.cat(positions, 1), attention_mask=mask[None, None])
+    torch.testing.assert_close(found, expected)

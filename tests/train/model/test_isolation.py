@@ -131,4 +131,4 @@ class TestIsolation:
         rows = Dataset.from_list([{"input_ids": [1, 2, 3]}, {"input_ids": [4, 5]}, {"input_ids": [6]}])
         assert isolation.first_tokens(rows, 4) == [1, 2, 3, 4]
         assert isolation.first_tokens(rows, 9) == [1, 2, 3, 4, 5, 6]
-        assert isolation.split(list(range(9))) == [[0, 1, 2], [3, 4, 5, 6], [7, 8]]
+        assert isolation.split(list(range(9))) == [[0, 1], [2, 3, 4, 5, 6], [7, 8]]

@@ -63,6 +63,7 @@ def test_labels_are_shifted_before_the_row_is_cut():
         assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5, 8, 10, 11, 12] and batch["max_length_q"] == 3
         assert batch["source_ids"].tolist() == [[0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 0]]
         assert batch["document_rows"].tolist() == [4, 4, 7, 7, -1, -1]
+        assert batch["document_lengths"] == batch["cu_seq_lens_q"].diff().tolist()
 
 
 def test_noise_is_scaled_by_the_whole_document():
