@@ -27,6 +27,7 @@ from train.model import (
     documentwise,
     expert_parallel,
     fsdp,
+    head_loss,
     isolation,
     mask_positions,
     neftune,
@@ -99,6 +100,7 @@ def make_trainer(
     keep_quantised_layout(trainer.model)
     _install_documentwise(trainer.model, row_ranks)
     mask_positions.install(trainer.model)
+    head_loss.check(trainer.model)
     saved_settings.make_savable(trainer.model)
     if "wandb" in (args.report_to or ()):
         use_safe_wandb(trainer, record)
