@@ -132,6 +132,7 @@ OWN: dict[str, dict[str, Any]] = {
     "llama4_text": {"no_rope_layers": [1, 1, 1, 0], "intermediate_size_mlp": 96, "moe_layers": [1, 3]},
     "longcat_flash": {"num_layers": 2, "head_dim": 8, "ffn_hidden_size": 96, "expert_ffn_hidden_size": 32},
     "mllama_text_model": {"cross_attention_layers": [1]},
+    "phi4_multimodal": {"audio_config": {"num_blocks": 2}, "vision_config": {"num_hidden_layers": 2}},
     "prophetnet": {"num_encoder_layers": 1, "num_decoder_layers": 2, "is_decoder": True, "is_encoder_decoder": False},
     "qwen4_exp_text": _QWEN4,
     "reformer": {
