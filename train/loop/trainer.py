@@ -243,8 +243,7 @@ class PackedSFTTrainer(RowParts, Computing, SFTTrainer):
             metrics |= self._compare_with_base(metrics)
             if self.sampler is not None:
                 self.log_samples(self._samples(self.sampler))
-        count = len(dataloader.dataset)
-        return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=count)
+        return EvalLoopOutput(np.empty(0), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
     def _compare_with_base(self, metrics: dict[str, float]) -> dict[str, float]:
         """How far each loss is from the base model's: above 0, the model has forgotten."""
