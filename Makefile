@@ -8,7 +8,7 @@ SCRIPTS := $(wildcard slurm/*.sh slurm/*.sbatch tests/cluster/*.sh tests/gpu/*.s
 WORKERS ?= $(shell expr $$(nproc) + 1)
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install quickstart test test-fast check format clean
+.PHONY: help install quickstart test test-fast check format recipes clean
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
@@ -40,6 +40,9 @@ check: install  ## linter, formatter, types, every shipped YAML and JSON, shell 
 format: install  ## let ruff format and sort imports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+recipes: install  ## the memory pages in the head comments of configs/train, written again
+	$(BIN)/python -m tests.support.recipe_pages
 
 clean:  ## remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
