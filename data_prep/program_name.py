@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 PROGRAM = "packhaul"
+# What `packhaul train` tells the processes of its launcher, whose own program is train.sft.
+STARTED_AS = "PACKHAUL_STARTED_AS"
+_LAUNCHED = "train.sft"
 
 
 def usage_name(module: str) -> str:
     """What its usage line begins with, such as "python -m data_prep.prepare" or "packhaul prepare"."""
-    return _started_as() or f"python -m {module}"
+    return _started_as(module) or f"python -m {module}"
 
 
 def speaker(module: str) -> str:
     """What its messages begin with, such as "prepare" or "packhaul prepare"."""
-    return _started_as() or module.rpartition(".")[2]
+    return _started_as(module) or module.rpartition(".")[2]
 
 
-def _started_as() -> str | None:
+def next_command(module: str) -> str:
+    """How the user may start another command, in the words of this one: "packhaul export", or python -m."""
+    name = module.rpartition(".")[2].replace("_", "-")
+    return f"{PROGRAM} {name}" if _started_as(_LAUNCHED) else f"python -m {module}"
+
+
+def _started_as(module: str) -> str | None:
     """packhaul.command puts its own name and the command's in the place of the program's path."""
     started = sys.argv[0] if sys.argv else ""
-    return started if started.startswith(f"{PROGRAM} ") else None
+    if started.startswith(f"{PROGRAM} "):
+        return started
+    return os.environ.get(STARTED_AS) if module == _LAUNCHED else None
 
 
 def refusal(module: str, message: object) -> SystemExit:

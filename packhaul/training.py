@@ -13,7 +13,7 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
-from data_prep.program_name import refusal, usage_name
+from data_prep.program_name import PROGRAM, STARTED_AS, refusal, usage_name
 
 LAUNCH_FILES = Path("configs/accelerate")
 _SELF = "packhaul.training"
@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
         raise refusal(_SELF, error) from None
     from train.launch import main as start
 
+    os.environ[STARTED_AS] = f"{PROGRAM} train"
     return start([*words, "-m", "train.sft", *rest])
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.program_name import speaker
 from train.run.atomic_files import write_json_atomically
 from train.run.spoken import LOG_DIR
 
@@ -105,7 +106,10 @@ def _say(end: End) -> int:
     if end.code not in EXPLAINED:
         named = f"was ended by {signal.Signals(-end.code).name}" if end.code < 0 else ""
         how = named or f"failed with exit code {end.code}"
-        print(f"launch: {end.who} {how}, before any other: its last lines above have the cause", file=sys.stderr)
+        print(
+            f"{speaker('train.launch')}: {end.who} {how}, before any other: its last lines above have the cause",
+            file=sys.stderr,
+        )
     return end.exit_code
 
 
@@ -119,7 +123,7 @@ def _write_down(end: End) -> None:
     try:
         write_json_atomically(path, {**content, "rank": end.rank, "who": end.who})
     except OSError as error:
-        print(f"launch: {path} cannot be written: {error}", file=sys.stderr)
+        print(f"{speaker('train.launch')}: {path} cannot be written: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -299,7 +299,7 @@ def _print(report: Report) -> None:
         for problem in report.problems:
             print(f"  - {problem}", file=sys.stderr)
     else:
-        print("preflight: nothing wrong found")
+        print(f"{speaker('train.preflight')}: nothing wrong found")
 
 
 if __name__ == "__main__":

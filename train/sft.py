@@ -15,6 +15,7 @@ from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.program_name import next_command
 from train.checks.unused_packages import end_start, leave_out_unused
 from train.checks.world import check_one_gpu, check_world_size
 from train.config.run_config import RunConfig, load_run_config
@@ -196,7 +197,7 @@ def _train(config: RunConfig, signals: Signals, held: ExitStack) -> bool:
     starts.end(starts.COMPLETE, step=steps)
     report_better_base(trainer)
     after_run.keep(trainer, config, manifest, memory_before)
-    log.info(f"done after {steps} steps: {run_dir}. Next: python -m train.export --checkpoint {run_dir}")
+    log.info(f"done after {steps} steps: {run_dir}. Next: {next_command('train.export')} --checkpoint {run_dir}")
     return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import SimpleNamespace
 
@@ -45,6 +46,7 @@ def test_the_launcher_gets_the_file_the_gpus_and_the_run_s_flags(gpus, launched)
     assert main(["train", "--launch", "zero3", "--config", "x.yaml", "--seed=3"]) == 77
     words = ["--config_file", "configs/accelerate/zero3.yaml", "--num_processes", "4", "-m", "train.sft"]
     assert launched == [[*words, "--config", "x.yaml", "--seed=3"]]
+    assert os.environ["PACKHAUL_STARTED_AS"] == "packhaul train"
 
 
 @pytest.mark.parametrize(
@@ -144,3 +146,4 @@ def test_a_refusal_inside_the_launched_processes_is_one_message(tmp_path):
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("absent: no such directory") == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("packhaul train: error: ") and "sft: " not in done.stderr

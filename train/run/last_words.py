@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 
+from data_prep.program_name import speaker
 from train.run import spoken, starts
 from train.run.atomic_files import write_json_atomically
 from train.run.log import ANY_RANK
@@ -55,5 +56,5 @@ def show_traceback(error: Exception) -> None:
     """Print the traceback: one of the ranks that have the same, with rank and host if it is not rank 0."""
     text = "".join(traceback.format_exception(error))
     if spoken.is_mine(text):
-        who = f"sft: error: {spoken.who()}\n" if spoken.rank() else ""
+        who = f"{speaker('train.sft')}: error: {spoken.who()}\n" if spoken.rank() else ""
         print(f"{who}{text}", end="", file=sys.stderr, flush=True)

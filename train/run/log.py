@@ -1,4 +1,6 @@
-"""How a training run says a line: `sft: ...`, from rank 0 alone unless a line is about one rank.
+"""How a training run says a line, after the name of its command: from rank 0 alone unless a line is about one rank.
+
+The name is `sft`, or `packhaul train` where that has started the run.
 
 A warning of another rank that rank 0 does not say is said a moment later, with rank and host (train.run.spoken).
 Each module logs to `logging.getLogger(__name__)`. accelerate's logger needs a process group; ours says lines before
@@ -35,9 +37,9 @@ class Lines(logging.Handler):
             self.handleError(record)
 
 
-def line(record: logging.LogRecord) -> str:
-    """As it is shown."""
-    return f"{speaker('train.sft')}: {_LEVELS.get(record.levelno, '')}{record.getMessage()}"
+def line(record: logging.LogRecord, who: str = "") -> str:
+    """As it is shown: who speaks (the command that the user called), how grave it is, and of which rank."""
+    return f"{speaker('train.sft')}: {_LEVELS.get(record.levelno, '')}{who}{record.getMessage()}"
 
 
 def is_wanted(record: logging.LogRecord) -> bool:
@@ -56,7 +58,7 @@ def _say_later(record: logging.LogRecord) -> None:
 
     def say() -> None:
         if spoken.is_mine(record.getMessage()):
-            print(f"sft: {_LEVELS[record.levelno]}{spoken.who()}{record.getMessage()}", file=sys.stderr, flush=True)
+            print(line(record, spoken.who()), file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=say, daemon=True, name="warning of this rank")
     _waiting[:] = [other for other in _waiting if other.is_alive()]

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from data_prep.program_name import speaker
 from train.run.atomic_files import write_json_atomically
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
@@ -72,7 +73,7 @@ def _tell(line: str) -> None:
     """A line from a signal handler, which may have interrupted a print or a line of the log; from rank 0 alone."""
     if os.environ.get("RANK", "0") == "0":
         stream = sys.__stderr__
-        os.write(stream.fileno() if stream else 2, f"sft: {line}\n".encode())
+        os.write(stream.fileno() if stream else 2, f"{speaker('train.sft')}: {line}\n".encode())
 
 
 def mark(run_dir: Path, step: int) -> None:

@@ -6,7 +6,8 @@ import logging
 
 import pytest
 
-from train.run import log
+from data_prep.program_name import next_command, speaker
+from train.run import log, preemption
 
 LOGGER = logging.getLogger("train.checkpoint.saving")
 
@@ -20,6 +21,16 @@ def test_lines_go_to_the_streams_of_the_moment_and_come_once(capsys):
     said = capsys.readouterr()
     assert said.out == "sft: saved\n"
     assert said.err == "sft: WARNING: full\nsft: error: refused\n"
+
+
+def test_a_process_that_packhaul_train_has_launched_speaks_as_it(monkeypatch, capsys):
+    log.set_up()
+    monkeypatch.setenv("PACKHAUL_STARTED_AS", "packhaul train")
+    LOGGER.info("saved")
+    preemption._tell("Ctrl-C")
+    assert capsys.readouterr().out == "packhaul train: saved\n"
+    assert speaker("train.export") == "export"
+    assert next_command("train.export") == "packhaul export"
 
 
 def test_a_handler_of_the_root_logger_does_not_repeat_them(capsys):
