@@ -33,9 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--untie", action="store_true", help="give the head a matrix of its own")
     options = parser.parse_args(argv)
     try:
-        print(
-            f"{speaker('train.add_tokens')}: {add_tokens(options.model, options.data, options.output, untie=options.untie)}"
-        )
+        done = add_tokens(options.model, options.data, options.output, untie=options.untie)
+        print(f"{speaker('train.add_tokens')}: {done}")
     except ValueError as error:
         print(f"{speaker('train.add_tokens')}: error: {error}", file=sys.stderr)
         return 2
