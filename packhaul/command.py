@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from data_prep.program_name import PROGRAM
 
@@ -70,6 +71,8 @@ def _run(words: list[str]) -> int:
     if name not in COMMANDS:
         print(f"{PROGRAM}: error: {_unknown(name)}", file=sys.stderr)
         return REFUSED
+    if str(Path.cwd()) not in sys.path and not sys.flags.safe_path:
+        sys.path.append(str(Path.cwd()))  # as python -m has it: functions that a recipe names; behind what is installed
     sys.argv = [f"{PROGRAM} {name}", *rest]  # what a command calls itself: data_prep.program_name
     return importlib.import_module(COMMANDS[name].module).main(rest) or 0
 

@@ -20,7 +20,8 @@ def as_text(cell: Any, where: str) -> str | None:
     is_number = isinstance(cell, int | float) and not isinstance(cell, bool)
     if is_number and math.isfinite(cell):
         return json.dumps(cell)
-    raise BadRow("not_text", f"{where}: expected text, found {kind(cell)}")
+    remedy = ": make texts or rows of its items with a `transform`" if isinstance(cell, list) else ""
+    raise BadRow("not_text", f"{where}: expected text, found {kind(cell)}{remedy}")
 
 
 def as_json(value: Any, where: str) -> str:

@@ -22,8 +22,8 @@ _AUTO: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
     (
         "question_answer",
         {
-            "question": ("question", "Question", "Q", "query", "Query"),
-            "answer": ("answer", "Answer", "A", "response", "Response"),
+            "question": ("question", "Question", "Q", "query", "Query", "질문"),
+            "answer": ("answer", "Answer", "A", "response", "Response", "답변", "대답"),
         },
     ),
 )
@@ -141,8 +141,29 @@ def _suggestion(found: list[str], rows: Sequence[RawRow]) -> str:
             "chosen}` where it holds the whole conversation, or `form: prompt_completion`, `columns: {completion: "
             "chosen}`"
         )
+    for name, cell in cells:
+        if _is_list_of_objects(cell):
+            return (
+                f"{name!r} holds a list of objects: if these are the rows, say `field: {name}`; if they are the turns "
+                f"of a conversation, say `form: messages`, `columns: {{messages: {name}}}`"
+            )
+        if inner := inner_list(cell):
+            return (
+                f"{name!r} holds a list of objects in {inner!r}: take it out with a `transform`, which returns "
+                f'{{"messages": row["{name}"]["{inner}"]}} where they are the turns of a conversation'
+            )
     forms = ", ".join(form for form in FORM_COLUMNS if form != "auto")
     return f"Say which `form` it is ({forms}) and map its `columns`, or bring the rows into a form with a `transform`"
+
+
+def _is_list_of_objects(cell: Any) -> bool:
+    return isinstance(cell, list) and bool(cell) and all(isinstance(item, dict) for item in cell)
+
+
+def inner_list(cell: Any) -> str | None:
+    """The key of an object that holds a list of objects; None if there is none."""
+    items = cell.items() if isinstance(cell, dict) else ()
+    return next((key for key, value in items if _is_list_of_objects(value)), None)
 
 
 def _is_nested_row(cell: Any) -> bool:

@@ -194,6 +194,8 @@ def _suggestion(item: Row) -> str:
     roles = {ROLE_ALIASES[key.lower()]: key for key in item if key.lower() in ROLE_ALIASES}
     if {"user", "assistant"} <= roles.keys():
         return f"say `message_keys: {{user: {roles['user']}, assistant: {roles['assistant']}}}`"
+    if inner := next((key for key, value in item.items() if isinstance(value, list | dict) and value), None):
+        return f"if the messages lie in {inner!r}, take them out with a `transform`"
     named = [key for key, value in item.items() if isinstance(value, str) and value.lower() in ROLE_ALIASES]
     role = named[0] if named else "KEY"
     other = next((key for key, value in item.items() if key != role and isinstance(value, str)), "KEY")

@@ -17,8 +17,8 @@ def refuse_empty_sources(parts: list[Part], counts: list[PartCounts], recipe: Re
             own, those = [parts[number] for number in mine], [counts[number] for number in mine]
             raise ValueError(
                 f"not one row of source {source.name!r} can be used: {_losses(own, those)}\n{_listed(those)}\n  See "
-                f"{parts[0].folder.parent}/tokenize-*/{source.name}-*.dropped for each row's reason; check `form` and "
-                "`columns`, or take the source out of the recipe"
+                f"{parts[0].folder.parent}/tokenize-*/{source.name}-*.dropped for each row's reason; check `form`, "
+                "`columns` and `filters`, or take the source out of the recipe"
             )
 
 

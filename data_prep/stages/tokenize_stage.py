@@ -69,19 +69,21 @@ def look(slices: dict[str, list[Slice]], recipe: Recipe, renderer: Renderer) -> 
     """
     for source in recipe.sources:
         mine, reasons, kept = slices[source.name], Counter[str](), 0
+        first: dict[str, str] = {}
         for slice_ in mine[:: max(1, len(mine) // _SAMPLED_PLACES)]:
             rows, reader = list(islice(read_slice(source, slice_), _SAMPLED_ROWS)), _reader(source, recipe)
             for raw, _, result in _render(rows, reader, recipe, renderer):
                 if isinstance(result, BadRow):
                     _refuse_if_asked(raw, result, recipe)
                     reasons[result.reason] += 1
+                    first.setdefault(result.reason, f"\n  {result.reason}: {raw.where}: {result.detail}")
                 kept += not isinstance(result, BadRow)
         dropped = ", ".join(f"{reason} {number:,}" for reason, number in reasons.most_common())
         yield f"check: source {source.name}: {kept:,} rows can be used" + (f", dropped: {dropped}" if dropped else "")
         if reasons and not kept:
             raise ValueError(
                 f"source {source.name}: none of the {reasons.total():,} rows that were looked at can be used: {dropped}"
-                "; see form, columns and filters of the recipe"
+                "; see form, columns and filters of the recipe. The first of each reason:" + "".join(first.values())
             )
 
 

@@ -39,7 +39,9 @@ def test_what_is_wrong_is_refused(changes, said, recipe_file, tmp_path, capsys):
 def test_a_source_without_a_usable_row_is_refused(recipe_file, tmp_path, capsys):
     (tmp_path / "qa.jsonl").write_text(json.dumps({"question": "Who?", "answer": " "}) + "\n")
     assert check(recipe_file, tmp_path / "out") == 2
-    assert "source qa: none of the 1 rows that were looked at can be used: empty_output 1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "source qa: none of the 1 rows that were looked at can be used: empty_output 1" in said
+    assert f"empty_output: {tmp_path / 'qa.jsonl'}:1: " in said
 
 
 def test_a_complete_output_and_one_of_another_recipe(recipe_file, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 import tomllib
@@ -44,6 +45,23 @@ def test_help_imports_almost_nothing():
     loaded = set(eval(done.stdout.splitlines()[-1]))
     assert {name for name in loaded if name.split(".")[0] in ("packhaul", "data_prep", "train")} == ours
     assert not loaded & {"numpy", "torch", "pydantic", "yaml", "pyarrow", "argparse"}
+
+
+def test_modules_of_the_current_folder_are_found_behind_the_installed_ones(tmp_path):
+    """As by the installed script, whose own folder is first on Python's path."""
+    (tmp_path / "my_rows.py").write_text("def clean(row): return row")
+    (tmp_path / "train.py").write_text("raise SystemExit(9)")
+    code = (
+        "import sys; sys.path = [p for p in sys.path if p]; from packhaul.command import main; main(['diff', 'a', 'b'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; import my_rows, train.config; print(my_rows.clean(7))"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "7\n", done.stderr
 
 
 def test_version(capsys):

@@ -198,3 +198,24 @@ def test_real_files_read_with_the_wrong_form(shared_data, name, message):
         check_columns(source, rows)
     assert message in str(caught.value)
     assert json.dumps(name.rpartition("/")[2])[1:-1] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            {"version": 1, "대화": [{"id": 1}, {"id": 2}]},
+            "'대화' holds a list of objects: if these are the rows, say `field: 대화`",
+        ),
+        ({"id": 1, "dialog": {"turns": [{"who": "a", "says": "b"}]}}, 'returns {"messages": row["dialog"]["turns"]}'),
+    ],
+)
+def test_lists_of_objects_that_no_form_reads_are_named(row, said):
+    with pytest.raises(ValueError, match="form auto fits none of the columns") as refused:
+        resolve_form(source_of("auto"), rows_of(row))
+    assert said in str(refused.value)
+
+
+def test_korean_names_of_question_and_answer_are_known():
+    source = resolve_form(source_of("auto"), rows_of({"번호": 1, "질문": "왜?", "답변": "그래서."}))
+    assert (source.form, source.columns) == ("question_answer", {"answer": "답변", "question": "질문"})

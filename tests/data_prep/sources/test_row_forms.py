@@ -132,7 +132,9 @@ def test_a_column_that_is_missing_or_empty_or_not_text(form, column, empty):
 @pytest.mark.parametrize(("form", "column"), [("alpaca", "input"), ("dolly", "context")])
 def test_an_optional_column_must_be_text_too(form, column):
     for value in (True, {"k": 1}, ["a"]):
-        assert reason_and_detail(form, GOOD[form] | {column: value})[0] == "not_text"
+        reason, detail = reason_and_detail(form, GOOD[form] | {column: value})
+        assert reason == "not_text"
+        assert ("with a `transform`" in detail) == isinstance(value, list)
     assert turns(form, GOOD[form] | {column: float("nan")})[0] == ("user", "Add.")
 
 
