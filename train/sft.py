@@ -128,7 +128,6 @@ def _train(config: RunConfig, signals: Signals, held: ExitStack) -> bool:
     from train.config.run_config import build_sft_config
     from train.config.steps import rows_per_step_of, steps_in_all, steps_per_epoch
     from train.loop.data import load_manifest, set_row_order, verify_shards
-    from train.loop.evaluation import report_better_base
     from train.model.lora_targets import check_targets
     from train.run import run_record, starts
 

@@ -89,11 +89,3 @@ def better_base(history: list[dict[str, Any]], baseline: dict[str, float], step:
             source = metric.removeprefix("eval_").removesuffix("loss").removesuffix("_") or "all sources together"
             found.append(f"{source}: {base:.4f} before, {last[metric]:.4f} after step {last['step']}")
     return found
-
-
-def report_better_base(trainer: Any) -> None:
-    """Name the sources on which training has made the model worse."""
-    state = trainer.state
-    loaded = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    if worse := better_base(state.log_history, trainer.baseline, step_of(Path(loaded)) if loaded else None):
-        log.warning(f"the base model has a lower held-out loss than the tuned one. {'; '.join(worse)}")
