@@ -24,12 +24,14 @@ CONTRACT = {
     "data_prep.program_name",
     "data_prep.provenance",
     "data_prep.packed_rows",
+    "data_prep.trainable_template",
 }  # all that `train` may import of `data_prep`
 BELOW = None  # whatever stands below
 # Of each package, from top to bottom: files and folders, and what they may import besides themselves.
 DATA_PREP: list[tuple[str, str | None]] = [
     ("prepare inspect_shards diff_shards", BELOW),
     ("recipe_schema", "recipe"),
+    ("trainable_template", "rendering tokenization"),
     ("stages", BELOW),
     ("report", "mixture quality shards atomic_files"),
     ("sources", "recipe quality conversation"),
@@ -50,7 +52,7 @@ DATA_PREP: list[tuple[str, str | None]] = [
 TRAIN: list[tuple[str, str | None]] = [
     ("sft", BELOW),
     ("preflight launch export generate evaluate add_tokens check_nodes trace report score checkpoint.__main__", BELOW),
-    ("memory", "checks loop model checkpoint config run run_report data_prep.shards"),
+    ("memory", "checks loop model checkpoint config run run_report data_prep.shards data_prep.trainable_template"),
     (
         "checks",
         "config model.attention model.sequence_limits run.model_identity data_prep.shards data_prep.strict_files",

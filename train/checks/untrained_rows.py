@@ -63,24 +63,47 @@ def untrained_rows(folder: Path, data: str | Path, manifest: Manifest) -> list[U
     Raises:
         ValueError, OSError: the weights or the tokenizer cannot be read.
     """
-    settings = _json(folder / "config.json")
-    embeddings, head = find_matrices(folder, settings | (settings.get("text_config") or {}))
-    named, other = _tokens(Path(data) / TOKENIZER_DIR, manifest)
-    size = manifest["tokenizer"]["size"]
-    read = _look(embeddings, named, other, size)
-    said = read if head is embeddings else _look(head, named, other, size)
-    head_name = "lm_head" if head is embeddings else head.module
-    parts = [(embeddings.module, read, "input_ids"), (head_name, said, "labels")]
-    used = ((module, _only_used(like, named, data, column)) for module, like, column in parts)
+    ends, size = manifest.get("end_token_ids", ()), manifest["tokenizer"]["size"]
+    named, parts = _compare(folder, Path(data) / TOKENIZER_DIR, ends, size)
+    columns = ("input_ids", "labels")
+    used = ((module, _only_used(like, named, data, c)) for (module, like), c in zip(parts, columns, strict=True))
     return [Untrained(module, tokens) for module, tokens in used if tokens]
 
 
-def _tokens(folder: Path, manifest: Manifest) -> tuple[dict[int, str], list[int]]:
+def rows_of_model(folder: Path, end_token_ids: Sequence[int], size: int) -> list[Untrained]:
+    """What was never trained of a model, for every control token that its own template names.
+
+    Args:
+        folder: the model's, with its tokenizer.
+        end_token_ids: those that end an answer.
+        size: of the tokenizer.
+
+    Raises:
+        ValueError, OSError: the weights or the tokenizer cannot be read.
+    """
+    named, parts = _compare(folder, folder, end_token_ids, size)
+    return [Untrained(module, {named[i]: text for i, text in like.items()}) for module, like in parts if like]
+
+
+def _compare(
+    folder: Path, tokenizer: Path, ends: Sequence[int], size: int
+) -> tuple[dict[int, str], list[tuple[str, dict[int, str]]]]:
+    """The tokens by id; and of the embeddings and of the head: the name, and what untrained rows are like by id."""
+    settings = _json(folder / "config.json")
+    embeddings, head = find_matrices(folder, settings | (settings.get("text_config") or {}))
+    named, other = _tokens(tokenizer, ends)
+    read = _look(embeddings, named, other, size)
+    said = read if head is embeddings else _look(head, named, other, size)
+    head_name = "lm_head" if head is embeddings else head.module
+    return named, [(embeddings.module, read), (head_name, said)]
+
+
+def _tokens(folder: Path, end_token_ids: Sequence[int]) -> tuple[dict[int, str], list[int]]:
     """The template's control tokens by id, with those that end a turn; and the ids of all other added tokens."""
     added = {token["id"]: token["content"] for token in _json(folder / "tokenizer.json").get("added_tokens") or []}
     template = _template(folder)
     named = {i: text for i, text in added.items() if text in template}
-    ends = {i: added.get(i, f"id {i}") for i in manifest.get("end_token_ids", ())}
+    ends = {i: added.get(i, f"id {i}") for i in end_token_ids}
     return named | ends, sorted(added.keys() - named.keys() - ends.keys())
 
 

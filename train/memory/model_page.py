@@ -1,12 +1,13 @@
-"""What preflight says of a model alone: parameters, attention, LoRA's targets, memory of each way to train."""
+"""What preflight says of a model alone: attention, template, token rows, LoRA's targets, memory of each way."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from typing import Any
 
+from data_prep.trainable_template import OwnTemplate, built_in_names, own_template
+from train.checks.untrained_rows import rows_of_model
 from train.memory import skeleton as skeletons
 from train.memory.asked import Asked
 from train.memory.attention_choice import chosen
@@ -35,7 +36,7 @@ def model_lines(model: str, asked: Asked) -> Iterator[str]:
     setting = Setting(rows=1, seq_len=asked.seq_len or 4096, accumulation=2)
     yield f"model        {model}, {config.get_text_config().model_type}"
     yield from _packing(config, setting)
-    yield f"template     {_template(model)}"
+    yield from _template(model)
     setting, _ = chosen(setting, config, None)
     skeleton = skeletons.build(config)
     number = sum(p.numel() for p in skeleton.model.parameters())
@@ -58,15 +59,42 @@ def _packing(config: Any, setting: Setting) -> Iterator[str]:
     yield "packed rows  the attention keeps documents apart; the start of a run proves it for the model's weights"
 
 
-def _template(model: str) -> str:
-    """Whether the model brings a chat template; whether its masks are right is for data_prep.prepare to say."""
+def _template(model: str) -> Iterator[str]:
+    """Whether the model's own template can be trained on, and whether pre-training has left its tokens untrained."""
+    try:
+        found = own_template(model)
+    except ValueError as error:
+        yield f"template     not known: {error}"
+        return
+    if found is None:
+        yield "template     none: name one in the recipe, such as chatml; a run's preflight looks at its tokens' rows"
+        return
+    if found.refusal:
+        yield f"template     its own, which cannot be trained on: {found.refusal}"
+        yield f"             name another one in the recipe: {', '.join(built_in_names())}"
+    else:
+        yield f"template     its own can be trained on (tried on a probe conversation: {found.origin})"
+    yield from _rows(model, found)
+
+
+def _rows(model: str, template: OwnTemplate) -> Iterator[str]:
+    """Rows of the template's control tokens, read from the model's files."""
     folder = model_folder(model)
     if folder is None:
-        return "not known: the model's files are not on this machine"
-    file = folder / "tokenizer_config.json"
-    in_config = file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("chat_template")
-    has = (folder / "chat_template.jinja").is_file() or in_config
-    return "its own (data_prep.prepare checks it)" if has else "none: name one in the recipe, such as chatml"
+        yield "token rows   not looked at: the model's weights are not on this machine"
+        return
+    try:
+        found = rows_of_model(folder, template.end_token_ids, template.tokenizer_size)
+    except (OSError, ValueError) as error:
+        yield f"token rows   not looked at: {error}"
+        return
+    if not found:
+        yield "token rows   those of the template's control tokens are trained"
+    for rows in found:
+        yield f"token rows   UNTRAINED in {rows}"
+    if found:
+        yield "             adapters alone leave them so: train all weights, or name it in lora_modules_to_save,"
+        yield "             or begin from the model's instruct version"
 
 
 def _linear_layers(skeleton: Skeleton) -> list[str]:

@@ -195,7 +195,7 @@ class TestModel:
         assert main(["--model", str(model), "--seq_len", "256", "--gpu_memory_gib", "4"]) == 0
         out = capsys.readouterr().out
         assert "attention    varlen (torch's own flash kernel)" in out
-        assert "template     none" in out
+        assert "template     not known: tokenizer" in out  # a file that is none
         assert "lora_target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]" in out
         assert len(re.findall(r"^ {13}\S.* GiB +[\d.]+ GiB +at most", out, re.M)) == 6
 
