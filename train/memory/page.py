@@ -90,7 +90,9 @@ def _parameters(fit: Fit) -> str:
     number = sum(p.numel() for p in fit.skeleton.model.parameters())
     learning = trained(weights)
     share = "all trained" if not fit.setting.adapters else f"and adapters; {learning:,} trained"
-    return f"{number:,} of the model, {share}; weights in {fit.setting.model_dtype}, precision {fit.setting.precision}"
+    copies = ", computed with copies in bfloat16" if fit.setting.copies else f", precision {fit.setting.precision}"
+    stored = fit.setting.dtype if fit.setting.copies else fit.setting.model_dtype
+    return f"{number:,} of the model, {share}; weights in {stored}{copies}"
 
 
 def _remark(name: str, fit: Fit, found: Estimate) -> str:
