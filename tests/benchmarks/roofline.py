@@ -10,7 +10,8 @@ device could do with the kernels as they are. Rates of the H100 are fixed (650 T
 
 Documents have Alpaca's lengths, rows 8,192 tokens. The last line is JSON. `cases` has for each way to train a shape
 `mfu`, `mfu_6n`, `step_ms`, `tokens_per_second`, `parts` (ms), and where tests/benchmarks/results has figures of that
-device `measured_step_ms` (median step), `measured_to_account`, and from a profile `measured_parts`.
+device `measured_step_ms` (median step), `measured_to_account`, and from a profile `measured_parts`. `hybrid` is what
+groups of documents cost a model with linear attention: see tests/benchmarks/hybrid_account.py.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if not __package__:
     sys.exit(f"start it from the repository root: python -m tests.benchmarks.{Path(__file__).stem}")
 
 from tests.benchmarks import gpu_arithmetic as arithmetic
+from tests.benchmarks import hybrid_account
 from tests.benchmarks.gpu_inputs import SHAPES, make_documents
 
 SEQ_LEN = 8192
@@ -226,7 +228,8 @@ def main(argv: list[str] | None = None) -> int:
         found = account(CASES[name], device, lengths)
         report[name] = {**found, **measured(CASES[name], device, found["step_ms"])}
         print(f"{name}: {found['step_ms']:.0f} ms a step, MFU {found['mfu']:.3f}: {found['parts']}", flush=True)
-    print(json.dumps({"device": asked.device, "cases": report}))
+    hybrid = hybrid_account.account(SEQ_LEN, device.products)
+    print(json.dumps({"device": asked.device, "cases": report, "hybrid": hybrid}))
     return 0
 
 

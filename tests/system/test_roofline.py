@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from tests.benchmarks import gpu_arithmetic, roofline, traced_layer
+from tests.benchmarks import gpu_arithmetic, hybrid_account, roofline, traced_layer
 from tests.benchmarks.gpu_inputs import SHAPES, TINY
 from tests.support.markdown import ROOT
 
@@ -74,6 +74,17 @@ def test_the_table_of_the_account():
         for name, case in found.items():
             begin = f"| {case['step_ms']:,.0f} | {case['mfu']:.3f} | {case['tokens_per_second']:,} |"
             assert (begin if device == "h100" else f"| {case['step_ms']:,.0f} |") in table, (device, name)
+
+
+def test_what_groups_of_documents_cost_a_hybrid():
+    """docs/gpu.md says what the results say, and those what is counted now."""
+    found = hybrid_account.account(roofline.SEQ_LEN, roofline.DEVICES["h100"].products)
+    assert found == json.loads((roofline.RESULTS / "roofline_h100.json").read_text())["hybrid"]
+    share = found["stateful_weights"] * found["padding"] / (1 - found["padding"])
+    assert found["groups_add"] == pytest.approx(share, abs=1e-3) and 0.05 < share < 0.1
+    text = (ROOT / "docs" / "gpu.md").read_text()
+    for name in ("stateful_weights", "padding", "groups_add"):
+        assert f"{found[name]:.3f}" in text, name
 
 
 def test_account_of_a_step(capsys):
