@@ -1,4 +1,5 @@
-"""How the trainer computes: with bf16 copies of the weights (`bf16_copies`), keeping logits (`keep_logits_gib`)."""
+"""How the trainer computes: with bf16 copies of the weights (`bf16_copies`), keeping logits (`keep_logits_gib`), and
+without setting each module's mode for each micro-batch."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from train.model import bf16_copies, kept_logits
+from train.model import bf16_copies, kept_logits, training_mode
 
 
 class Computing(Trainer):
@@ -24,6 +25,8 @@ class Computing(Trainer):
             ValueError: copies are asked for where they cannot be right.
         """
         self.keep_logits_gib = keep_logits_gib
+        if self.accelerator.state.dynamo_plugin.backend.value == "NO":
+            training_mode.remember(self.model)
         if copies:
             self.copies = bf16_copies.make(self)
 
