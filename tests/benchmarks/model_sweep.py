@@ -27,6 +27,7 @@ if not __package__:
 
 SECONDS = 240  # for one type
 PROVEN = "proven"
+VERDICTS = Path(__file__).parents[2] / "train" / "memory" / "packing_verdicts.json"
 BEGIN, END = "<!-- table: model_sweep -->", "<!-- end of table -->"
 
 
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         print(line(rows[-1]), flush=True)
     if options.write:
         write(options.write, rows)
+        write_verdicts(options.write)
     verdicts = Counter(re.split("[:;]", row.verdict)[0] for row in rows)
     print(json.dumps({"command": "python -m tests.benchmarks.model_sweep", "types": len(rows), **verdicts}))
     return 0
@@ -86,6 +88,19 @@ def write(page: Path, rows: list[Row]) -> None:
     table = head + "".join(line(row) + "\n" for row in rows)
     found = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
     page.write_text(found.sub(lambda _: f"{BEGIN}\n{table}{END}", text), encoding="utf-8")
+
+
+def verdicts(page: Path) -> dict[str, str]:
+    """By type, as the table says."""
+    inside = page.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    rows = [row.strip("| ").split(" | ") for row in inside.strip().splitlines()[2:]]
+    return {row[0]: row[-1] for row in rows}
+
+
+def write_verdicts(page: Path) -> None:
+    """For preflight, which says of a model what came of its type."""
+    text = json.dumps(verdicts(page), indent=1, ensure_ascii=False)
+    VERDICTS.write_text(text + "\n", encoding="utf-8")
 
 
 def sweep(kind: str) -> Row:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from data_prep.trainable_template import OwnTemplate, built_in_names, own_template
@@ -56,7 +58,18 @@ def _packing(config: Any, setting: Setting) -> Iterator[str]:
         yield f"packed rows  refused: {error}"
         return
     yield f"attention    {found.attention} ({reason.partition(';')[0]})"
-    yield "packed rows  the attention keeps documents apart; the start of a run proves it for the model's weights"
+    yield f"packed rows  {_verdict(text.model_type)}"
+
+
+def _verdict(model_type: str) -> str:
+    """What came of a small random model of the type, in the sweep that docs/models.md shows."""
+    verdicts = json.loads(Path(__file__).with_name("packing_verdicts.json").read_text(encoding="utf-8"))
+    kind, _, reason = verdicts.get(model_type, "").partition(": ")
+    if kind.startswith("proven"):
+        return "documents stay apart in a small model of this type (docs/models.md); the start of a run proves it again"
+    if kind == "refused":
+        return f"REFUSED, as a small model of this type was (docs/models.md): {reason}"
+    return "not known for this type: the start of a run proves that documents stay apart, or refuses"
 
 
 def _template(model: str) -> Iterator[str]:
