@@ -5,17 +5,18 @@ Everything is made in seconds from nothing but this file: no network, no GPU.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support.passed_over import pytest_collection, pytest_runtest_teardown  # noqa: F401
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the hub fails at once instead of waiting
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -62,7 +63,7 @@ CHATML = (
 LONGEST_FIRST = ("cluster", "system/test_gpu_rehearsal", "system", "data_prep/tokenization", "slurm", "test_", "train")
 
 
-# More than 20 s of a worker, all of a file together.
+# More than 20 CPU seconds, all of a file together. In other files, functions of more than 7 carry the marker.
 SLOW = (
     *("slurm/test_requeue", "slurm/test_templates", "test_shipped_configs", "test_wheel", "data_prep/test_case_files"),
     *("train/loop/test_wandb_run", "train/loop/test_end_of_run", "train/serving/test_export_weights"),
@@ -71,6 +72,7 @@ SLOW = (
     *("train/checkpoint/test_resumed_options", "train/checks/test_unused_packages", "train/serving/test_chat_model"),
     *("train/node_check/test_gpus", "train/test_check_nodes", "train/serving/test_export_tokenizer"),
     *("data_prep/tokenization/test_saved_tokenizer", "train/model/test_sequence_parallel"),
+    *("data_prep/tokenization/test_fastokens_encoder", "train/memory/test_estimate"),
 )
 
 
@@ -92,19 +94,6 @@ def _rank(item: pytest.Item) -> int:
     return next((i for i, start in enumerate(LONGEST_FIRST) if place.startswith(start)), len(LONGEST_FIRST))
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
-    """Garbage is not collected while test modules import, which leaves hardly any. From then on the collector passes
-    over what they have imported: trainers call it often, and forks would copy all of it."""
-    gc.disable()
-    try:
-        return (yield)
-    finally:
-        gc.enable()
-        gc.collect()
-        gc.freeze()
-
-
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """Copies of inputs go neither into the user's cache nor from one run of the tests to the next."""
@@ -121,6 +110,17 @@ def encoders_proven_once():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(proven_encoders.fastokens_encoder, "build", proven_encoders.build_proven)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def estimate_of_a_run():
+    """A run in a test's process does not estimate its memory, which takes half a second; yields what does."""
+    from train.memory import after_run
+
+    with pytest.MonkeyPatch.context() as patched:
+        estimated = after_run.estimated
+        patched.setattr(after_run, "estimated", lambda *_: {})
+        yield estimated
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ sharded states "states", "plan" and "write", where calls are counted), `faults` 
 `slow` (process, seconds that each of its steps sleeps), `environment` (more variables), `code` (the exit code expected;
 else 0), `module` (whose `main` gets the flags; else train.sft), `alone` (a single process, with no
 launcher's environment), `converter` (DeepSpeed's converter of states runs in a process of its own, as it does for
-users; else in the one that calls it).
+users; else in the one that calls it), `estimate` (at its end a run estimates its memory, as it does for users).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from typing import Any
 
 from tests.support.fsdp_on_cpu import tell_of_gpus
 from train.checkpoint import world_size
+from train.memory import after_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -162,6 +163,8 @@ def run_and_exit(attempt: dict[str, Any], rank: int) -> None:
         _record(attempt, rank)
         if not attempt.get("converter"):
             world_size.subprocess = ConvertedHere
+        if not attempt.get("estimate"):
+            after_run.estimated = lambda *_: {}
         if attempt["accelerate"].startswith("fsdp"):
             tell_of_gpus()
         code = importlib.import_module(attempt.get("module", "train.sft")).main(attempt["flags"])

@@ -80,7 +80,7 @@ def runs(folder, plan, worlds):
     run(
         worlds,
         [
-            plan("twin", "cpu_zero2", 2),
+            {**plan("twin", "cpu_zero2", 2), "estimate": True},
             # Cut by a preemption, a process that dies, and a preemption.
             plan("cut", "cpu_zero2", 2, 3, save_steps=2),
             {**plan("cut", "cpu_zero2", 2, save_steps=2), "fault": [1, 7, "die"], "code": 1},
@@ -206,6 +206,10 @@ def test_a_run_cut_three_times_is_its_uninterrupted_twin_bit_for_bit(runs):
     resumed = [int(step) for step in re.findall(r"resuming from .* \(step (\d+)\)", log)]
     assert resumed in ([3, 6, 10], [3, 4, 10])  # the checkpoint of step 6 may have been under way in step 7
     assert log.count("2 process(es), DEEPSPEED") == 4
+
+
+def test_a_run_of_two_processes_estimates_its_memory_at_its_end(runs):
+    assert (runs / "twin.log").read_text().count("GiB estimated (ratio ") == 1
 
 
 def test_each_row_is_used_once_in_an_epoch(runs):

@@ -69,17 +69,6 @@ def launch_file(tmp_path, deepspeed_file):
     return write
 
 
-@pytest.fixture(scope="session", autouse=True)
-def estimate_of_a_run():
-    """A run in a test's process does not estimate its memory, which takes half a second; yields what does."""
-    from train.memory import after_run
-
-    with pytest.MonkeyPatch.context() as patched:
-        estimated = after_run.estimated
-        patched.setattr(after_run, "estimated", lambda *_: {})
-        yield estimated
-
-
 @pytest.fixture(scope="session")
 def taught(tiny_model_dir, tiny_tokenizer, tmp_path_factory) -> Path:
     """The export of a tiny model that has learnt LESSONS by heart; next to it is the run that it is of."""
