@@ -22,9 +22,15 @@ def tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
+@cache
+def judged(file: Path) -> list[ast.AST]:
+    """The nodes that a rule is about."""
+    return [node for node in ast.walk(tree(file)) if isinstance(node, (ast.Expr, ast.BinOp, ast.IfExp))]
+
+
 def found(files: list[Path], is_bad: Callable[[ast.AST], bool]) -> list[str]:
     """file:line of all that is bad."""
-    nodes = [(file, node) for file in files for node in ast.walk(tree(file))]
+    nodes = [(file, node) for file in files for node in judged(file)]
     return [f"{file.relative_to(ROOT)}:{node.lineno}" for file, node in nodes if is_bad(node)]
 
 

@@ -27,7 +27,7 @@ def gpu_flags(tmp_path):
     """A run for a GPU, of a model of 4 layers."""
     model = write_model(tmp_path / "model")
     Qwen3Config(**SHAPE, pad_token_id=None).save_pretrained(model)
-    shards = write_shards(tmp_path / "shards", seq_len=64, rows=100)
+    shards = write_shards(tmp_path / "shards", seq_len=8192, rows=100)
     flags = ["--data", str(shards), "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "run")]
     return [*flags, "--report_to", "none", "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4"]
 
@@ -189,10 +189,11 @@ class TestFit:
 
 
 class TestModel:
+    @pytest.mark.slow
     def test_page_of_a_model_alone(self, tmp_path, capsys):
         model = write_model(tmp_path / "model")
         Qwen3Config(**SHAPE, pad_token_id=None).save_pretrained(model)
-        assert main(["--model", str(model), "--seq_len", "256", "--gpu_memory_gib", "4"]) == 0
+        assert main(["--model", str(model), "--seq_len", "8192", "--gpu_memory_gib", "4"]) == 0
         out = capsys.readouterr().out
         assert "attention    varlen (torch's own flash kernel)" in out
         assert "template     not known: tokenizer" in out  # a file that is none
