@@ -71,6 +71,7 @@ def test_the_same_bytes_after_a_kill_in_each_stage(stage, recipe_file, tmp_path,
     assert all_bytes(tmp_path / "killed") == all_bytes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_the_same_bytes_after_a_real_kill_with_two_workers(recipe_file, tmp_path):
     command = [sys.executable, "-m", "data_prep.prepare", "--recipe", str(recipe_file)]
     command += ["--output", str(tmp_path / "killed"), "--num-workers", "2"]

@@ -42,6 +42,7 @@ def outcome(path: Path) -> Recipe | str:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [

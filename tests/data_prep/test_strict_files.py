@@ -15,6 +15,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(), VALUES, min_size=1), st.data(), st.sampled_from([None, 0, 3]), st.booleans())
 def test_one_value_is_replaced(members, data, indent, ascii_only):
     text = json.dumps(members, indent=indent, ensure_ascii=ascii_only)

@@ -16,6 +16,7 @@ def attempts(project) -> list[str]:
     return sorted(path.name for path in (project.folder / "slurm/logs/train").glob("*-attempt*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tries", "limit", "code", "number"),
     [

@@ -22,6 +22,7 @@ def test_the_answer_alone_is_printed_and_it_ends_where_it_should(taught, capsys)
         assert capsys.readouterr().out == answer + "\n"
 
 
+@pytest.mark.slow
 def test_bytes_on_standard_output_are_utf8_in_any_locale_and_come_piece_by_piece(taught):
     """As a user runs it, in the C locale of a batch job; the question comes on standard input."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))}

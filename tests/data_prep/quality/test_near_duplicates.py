@@ -219,6 +219,7 @@ def test_second_signatures_are_those_of_texts_at_the_border_and_join_no_two_of_t
     assert duplicates(spelt) == [-1, -1]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_clusters_with_second_signatures_are_those_of_all_pairs(seed):

@@ -38,6 +38,7 @@ def marked_text(draw):
     return text, list(zip(edges[::2], edges[1::2], strict=False))
 
 
+@pytest.mark.slow
 @given(rows=st.lists(marked_text(), max_size=10))
 @settings(max_examples=300, deadline=None)
 def test_the_same_as_one_by_one(labeller, rows):

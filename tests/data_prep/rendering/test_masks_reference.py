@@ -79,6 +79,7 @@ def reference(tokenizer, template: str, conversation: Conversation) -> tuple[lis
     return whole, labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(MODELS)), ids=[t for _, t in MODELS])
 def test_no_difference_on_real_rows(number, conversations, shared_data):
     name, template = MODELS[number]

@@ -53,6 +53,7 @@ def test_exact_ids_with_real_tokenizers(shared_data, name, template):
     assert [i for i in example.labels.tolist() if i != IGNORE_INDEX] == trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "template", "end"), [("gemma3", "gemma", "<end_of_turn>"), ("qwen3", "chatml", "<|im_end|>")]
 )

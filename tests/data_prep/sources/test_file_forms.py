@@ -197,6 +197,7 @@ HUGE_ROWS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "before", "unit", "times", "behind", "reason"), HUGE_ROWS)
 def test_a_huge_or_deep_row_ends_as_a_bad_row(tmp_path, name, before, unit, times, behind, reason):
     path = write(tmp_path / name, before + unit * times + behind)
@@ -234,6 +235,7 @@ def write_large(path: Path, num_blocks: int) -> None:
             file.write((line % (b"y" * 3000)) * 50)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.arrows"])
 def test_memory_does_not_grow_with_the_file(tmp_path, name):
     write_large(tmp_path / name, 1300)

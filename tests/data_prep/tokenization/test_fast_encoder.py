@@ -102,6 +102,7 @@ _TEXT = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(texts=st.lists(_TEXT, max_size=8))
 @settings(max_examples=300, deadline=None)
 def test_equal_on_any_text(pair, texts):
@@ -202,6 +203,7 @@ def test_a_word_that_merging_does_not_make_is_right_too(name):
     assert assert_same(built, backend, ["abc", "abcabc", "xyz", "bcabc", "aabbcc"]) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder", "name"),
     [("tiktoken", "qwen3"), ("tiktoken", "gpt2")]
@@ -217,6 +219,7 @@ def test_real_tokenizers_on_real_texts(shared_data, name, encoder):
     assert assert_same(built, tokenizer.backend_tokenizer, texts) > 0.9 * len(texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder", "name", "template", "end"),
     [

@@ -74,6 +74,7 @@ def test_only_the_first_encodings_are_held_and_none_that_is_long(monkeypatch):
     assert pickle.loads(pickle.dumps(encoder))._held == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma3", "llama2"])
 def test_real_vocabularies(shared_data, name):
     """Only where each token is what merging makes of it; GPT-2's end of text is not."""

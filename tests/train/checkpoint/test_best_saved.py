@@ -33,6 +33,7 @@ def test_of_those_that_are_there(saved, now, greater, best, tmp_path):
     assert best_saved(args, state, tmp_path) == (str(tmp_path / f"checkpoint-{best}") if best else "before")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [False, True])
 def test_a_run_that_evaluates_more_often_than_it_saves(load, make_run):
     """The loss falls, so that the worst evaluation, asked for as the best, is one without a checkpoint."""
