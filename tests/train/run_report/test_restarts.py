@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from train.run_report.restarts import duration, restarts
+from train.run_report.restarts import duration, restarts, shortened
 
 
 def start(number, began, first_step=None, **more):
@@ -28,6 +28,13 @@ def test_a_start_came_at_least_to_where_the_next_one_goes_on_from():
     """It was killed soon after a checkpoint, before it noted its step again."""
     rows = restarts([start(1, 0, 10, from_step=0, step=1, alive=10), start(2, 60, 70, from_step=10)])["rows"]
     assert (rows[0]["last"], rows[0]["again"]) == (10, 0)
+
+
+def test_waiting_begins_with_what_was_saved_last():
+    """A checkpoint was saved after the last note of the start that was killed."""
+    starts = [start(1, 0, 10, step=1, alive=10), start(2, 100, 110, from_step=5, state_saved=60)]
+    row = restarts(starts)["rows"][1]
+    assert (row["lost"], row["waiting"], row["starting"], row["repeating"]) == (50, 40, 10, 0)
 
 
 def test_nothing_is_counted_twice_where_a_start_made_no_progress():
@@ -83,6 +90,16 @@ def test_of_files_that_cannot_be_read_the_others_are_shown():
     assert restarts([start(1, None), start(2, None)])["lost"] == 0
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(None, "–"), (59.6, "60 s"), (600, "10 min"), (7980, "2 h 13 min")])
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        *[(None, "–"), (59.6, "60 s"), (99, "99 s"), (100, "2 min"), (600, "10 min"), (7980, "2 h 13 min")],
+        *[(47 * 3600, "47 h 0 min"), (48 * 3600, "2.0 days")],
+    ],
+)
 def test_durations(seconds, said):
     assert duration(seconds) == said
+
+
+def test_only_a_long_message_is_cut():
+    assert [shortened("x" * length) for length in (400, 401)] == ["x" * 400, "x" * 400 + " …"]
