@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,6 +46,25 @@ def test_a_start_writes_where_it_began_how_far_it_came_and_how_it_ended(tmp_path
     assert (one["step"], one["ended"]["how"], one["ended"]["said"]) == (44, "saved", "SIGUSR1")
 
 
+def test_it_is_noted_every_half_minute_that_it_is_alive(tmp_path, logs, monkeypatch):
+    now = time.monotonic()
+    monkeypatch.setattr(starts, "time", SimpleNamespace(time=time.time, monotonic=lambda: now))
+    starts.begin(tmp_path, 1)
+    for seconds, step in ((29, 1), (2, 2), (29, 3)):
+        now += seconds
+        starts.step_done(step)
+    assert starts.read_starts(tmp_path)[0]["step"] == 2
+
+
+def test_long_messages_are_cut(tmp_path, logs):
+    starts.begin(tmp_path, 1)
+    write(logs / "hung.json", time=1e12, message="x" * 3000)
+    starts.end(starts.FAILED, "y" * 3000, consequence=True)
+    starts.begin(tmp_path, 1)
+    first = starts.read_starts(tmp_path)[0]
+    assert (first["ended"]["said"], first["found"]["cause"]) == ("y" * 2000, "x" * 2000)
+
+
 @pytest.mark.parametrize(
     ("files", "cause"),
     [
@@ -58,7 +78,11 @@ def test_a_start_writes_where_it_began_how_far_it_came_and_how_it_ended(tmp_path
         ),
         ({"hung.json": {"time": 1e12, "message": "rank 3 hangs"}}, "rank 3 hangs"),
         (
-            {"launch-node1.json": {"time": 5, "host": "c", "exit_code": 137, "who": "rank 9"}},
+            {
+                "launch-node0.json": {"time": 9, "host": "b", "exit_code": 1, "who": "rank 0"},
+                "launch-node1.json": {"time": 5, "host": "c", "exit_code": 137, "who": "rank 9"},
+                "launch-node2.json": {"time": 7, "host": "d", "exit_code": 1, "who": "rank 17"},
+            },
             "rank 9 on c ended with exit code 137, and said nothing",
         ),
         ({"error-rank2.json": "no mapping", "launch-node0.json": {"exit_code": 0}}, None),
@@ -92,7 +116,9 @@ def test_half_a_file_is_named_and_the_next_start_has_a_number_of_its_own(tmp_pat
     starts.begin(tmp_path, 1)
     (tmp_path / "starts/0002.json").write_text('{"began": 17')
     (tmp_path / "starts/.0002.json.tmp").write_text("{")
+    write(tmp_path / EARLIER_HUNG, time=1e12, message="rank 1 hangs")
     starts.begin(tmp_path, 1)
+    assert (tmp_path / "starts/0002.json").read_text() == '{"began": 17'
     assert [(one["number"], "problem" in one) for one in starts.read_starts(tmp_path)] == [
         (1, False),
         (2, True),
