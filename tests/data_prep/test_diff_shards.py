@@ -42,7 +42,7 @@ def test_the_same_recipe_gives_no_difference(prepared, capsys):
     assert (code, found["equal"], numbers(found)) == (0, True, {})
     total = sum(s["train_documents"] + s["eval_documents"] for s in read_manifest(a)["sources"])
     assert found["documents"]["same"] == total
-    assert diff_shards.main([str(a), str(b)]) == 0
+    assert diff_shards.main([str(a), str(b), "--examples", "0"]) == 0
     assert capsys.readouterr().out == f"{a} and {b} hold the same\n"
 
 
@@ -108,3 +108,9 @@ def test_what_cannot_be_read_is_exit_code_2(prepared, tmp_path, capsys):
     shutil.rmtree(a / "documents")
     assert diff_shards.main([str(a), str(a)]) == 2
     assert diff_shards.main([str(a), str(a), "--examples", "-1"]) == 2
+
+
+def test_only_a_long_value_is_cut_in_the_table():
+    """With its quotes 38 and 39 characters wide."""
+    cells = [diff_shards._cell({"a": "x" * length}, "a") for length in (36, 37)]
+    assert cells == [f'"{"x" * 36}"', f'"{"x" * 34}...']
