@@ -139,6 +139,23 @@ class TestZero:
         assert found.buffers == 2 * ELEMENTS + 2 * 2 * 1000  # all gathered: a small model is used again soon
         assert found.gradients == 2 * ELEMENTS // 4
 
+    def test_small_weights_of_stage_3_stay_whole(self):
+        found = held(WEIGHTS, zero(3, stage3_param_persistence_threshold=1000 * 1000), 64)
+        assert (found.weights, found.buffers) == (2 * ELEMENTS // 4 + 2 * ELEMENTS, 2 * 2 * 1000)
+
+    def test_half_the_reuse_distance_of_stage_3_stays(self):
+        distances = {"stage3_max_reuse_distance": 4e6, "stage3_prefetch_bucket_size": 1e6}
+        found = held(WEIGHTS, zero(3, stage3_param_persistence_threshold=10, **distances), 64)
+        assert found.buffers == 2 * (2 + 1 + 1) * 1000 * 1000 + 2 * 2 * 1000  # with what is fetched, and the largest
+
+    def test_gradients_that_are_not_contiguous_have_no_bucket(self):
+        found = held(WEIGHTS, zero(1, contiguous_gradients=False), 64)
+        assert (found.buffers, found.in_backward) == (0, 0)
+
+    def test_states_on_a_disk_are_not_in_the_host(self):
+        hosts = [held(WEIGHTS, zero(3, offload_optimizer={"device": kind}), 64).host for kind in ("nvme", "cpu")]
+        assert hosts == [0, (4 + 8 + 4 + 2) * ELEMENTS // 4]
+
     def test_offload(self):
         found = held(WEIGHTS, zero(2, offload_optimizer={"device": "cpu"}), 64)
         assert (found.optimizer, found.gradients, found.weights) == (0, 0, 2 * ELEMENTS)
@@ -150,6 +167,14 @@ class TestZero:
 
     def test_a_checkpoint_has_the_fp32_weights_as_well(self):
         assert checkpoint_bytes(WEIGHTS, zero(2)) == (2 + 4 + 8) * ELEMENTS
+
+
+def test_fsdp2_gathers_two_layers_and_the_root():
+    head = dataclasses.replace(WEIGHTS[0], name="head", count=1, elements=500_000, layer=None)
+    setting = dataclasses.replace(zero(2), sharding=Sharding(kind="fsdp2", processes=4))
+    found = held([*WEIGHTS, head], setting, 64)
+    assert found.buffers == 2 * (500_000 + 2 * 1000 * 1000)
+    assert (found.in_backward, found.late, found.weights) == (4 * 1000 * 1000, 4 * 500_000, ELEMENTS + 500_000)
 
 
 def test_the_stages_proposed_are_those_of_the_files():
