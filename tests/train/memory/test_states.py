@@ -7,6 +7,7 @@ import dataclasses
 import bitsandbytes
 import pytest
 import torch
+from peft import LoraConfig
 from transformers.optimization import Adafactor
 
 from tests.conftest import ROOT
@@ -167,6 +168,9 @@ class TestZero:
 
     def test_a_checkpoint_has_the_fp32_weights_as_well(self):
         assert checkpoint_bytes(WEIGHTS, zero(2)) == (2 + 4 + 8) * ELEMENTS
+        frozen = dataclasses.replace(WEIGHTS[0], name="base", trained=False)
+        alone = dataclasses.replace(zero(2), adapters=LoraConfig())
+        assert checkpoint_bytes([*WEIGHTS, frozen], alone) == (2 + 4 + 8) * ELEMENTS
 
 
 def test_fsdp2_gathers_two_layers_and_the_root():
