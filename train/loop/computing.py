@@ -26,7 +26,8 @@ class Computing(Trainer):
         """
         self.keep_logits_gib = keep_logits_gib
         if self.accelerator.state.dynamo_plugin.backend.value == "NO":
-            training_mode.remember(self.model)
+            model: Any = self.model
+            training_mode.remember(model)
         if copies:
             self.copies = bf16_copies.make(self)
 
