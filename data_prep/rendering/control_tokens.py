@@ -11,17 +11,19 @@ Added tokens that are not special but control text too (`<tool_call>`) are made 
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from data_prep.conversation import BadRow, Conversation, ToolCall
-from data_prep.tokenization.encoded_text import LooseSpan, OffsetTokens, Span
+from data_prep.tokenization.encoded_text import ByteTokens, LooseSpan, OffsetTokens, Span
+from data_prep.tokenization.proof_texts import hard_texts
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
 
     from data_prep.tokenization.encoded_text import EncodedText
     from data_prep.tokenization.text_encoder import TextEncoder
@@ -42,7 +44,23 @@ class ControlTokens:
         self._encoder = encoder
         longest_first = sorted(control_ids, key=lambda token: (-len(token), token))
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._is_fast = False
         self._stand_ins: tuple[Tokenizer, dict[str, str]] | None = None
+
+    @property
+    def tokens(self) -> Collection[str]:
+        """The tokens that content must not turn into."""
+        return self._ids.keys()
+
+    def use_fast(self, sample: Iterable[str]) -> None:
+        """Encode with the fast encoder from now on, if it is proven to take these tokens for text as the copy of the
+        tokenizer does that each process would have to make.
+
+        Args:
+            sample: texts of the run itself, on which it has to agree as well.
+        """
+        texts = [*hard_texts(self._ids), *self._ids, *sample]
+        self._is_fast = self._encoder.encodes_special_as_text(texts, self._plain_encoder()[0])
 
     def __contains__(self, token: str) -> bool:
         return token in self._ids
@@ -71,6 +89,8 @@ class ControlTokens:
         return text
 
     def _encode(self, text: str, spans: list[Span], sentinel: str) -> tuple[str, EncodedText, list[Span]]:
+        if self._is_fast and (encoded := self._encode_between(text, spans, sentinel)):
+            return encoded
         encoder, stand_in = self._plain_encoder()
         pieces: list[str] = []
         moved: dict[int, int] = {}  # character position in `text` -> in the text that is encoded
@@ -91,25 +111,35 @@ class ControlTokens:
         ids = _put_back(encoding.ids, {encoder.token_to_id(s) for s in stand_in.values()}, control_ids)
         return plain, OffsetTokens(encoding, ids), [_moved(span, moved) for span in spans]
 
+    def _encode_between(
+        self, text: str, spans: list[Span], sentinel: str
+    ) -> tuple[str, EncodedText, list[Span]] | None:
+        """By the fast encoder: what stands between the template's own control tokens, as nothing is merged across one;
+        None if it leaves some of it to `tokenizers`."""
+        parts = re.split(f"({self._pattern.pattern})", text)
+        encoded = self._encoder.encode_special_as_text([part.replace(sentinel, "") for part in parts[::2]])
+        between = [tokens for tokens in encoded if isinstance(tokens, ByteTokens)]
+        if len(between) < len(encoded):
+            return None
+        own = [(len(token.encode()), self._ids[token]) for token in parts[1::2]]
+        plain = text.replace(sentinel, "")
+        return plain, _joined(plain, between, own), [_without(sentinel, text, span) for span in spans]
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_stand_ins": None}  # made again where it is needed
 
     def _plain_encoder(self) -> tuple[Tokenizer, dict[str, str]]:
         """A copy of the tokenizer with one stand-in per combination of matching flags, made when first needed."""
         if self._stand_ins is None:
-            from tokenizers import AddedToken, Tokenizer
+            from tokenizers import AddedToken
 
-            before, added_tokens, after = _split_added_tokens(self._encoder.serialised)
-            for token in added_tokens:
-                token["special"] |= token["content"] in self._ids
-            encoder = Tokenizer.from_str(f"{before}{json.dumps(added_tokens)}{after}")
-            encoder.encode_special_tokens = True
+            encoder = _special_as_text(self._encoder.backend, self._ids)
             names: dict[tuple[bool, ...], str] = {}
             stand_in = {}
-            for token in added_tokens:
-                if token["special"]:
+            for token in encoder.get_added_tokens_decoder().values():
+                if token.special:
                     name = names.setdefault(_flags(token), f"\U0010fffd{len(names)}\U0010fffd")
-                    stand_in[token["content"]] = name
+                    stand_in[token.content] = name
             for (lstrip, rstrip, single_word, normalized), name in names.items():
                 encoder.add_tokens(
                     [
@@ -147,18 +177,46 @@ def _map_strings(conversation: Conversation, change: Callable[[str], str]) -> Co
     return replace(conversation, messages=messages, tools=tuple(deep(list(conversation.tools))))
 
 
-def _split_added_tokens(serialised: str) -> tuple[str, list[dict[str, Any]], str]:
-    """A tokenizer's JSON around its added tokens, and these. The rest, with the vocabulary, is not read: that takes
-    seconds where it is large."""
-    key = '"added_tokens":'
-    start = serialised.index(key) + len(key)
-    start += len(serialised[start : start + 100]) - len(serialised[start : start + 100].lstrip())
-    added_tokens, end = json.JSONDecoder().raw_decode(serialised, start)
-    return serialised[:start], added_tokens, serialised[end:]
+def _special_as_text(backend: Tokenizer, special: Collection[str]) -> Tokenizer:
+    """A copy that encodes special tokens as text, and to which these added tokens are special too. It shares the model:
+    loading a large vocabulary takes seconds."""
+    from tokenizers import Tokenizer
+
+    copy: Any = Tokenizer(backend.model)
+    for name in ("normalizer", "pre_tokenizer", "post_processor"):  # the last one may trim offsets
+        if (step := getattr(backend, name)) is not None:
+            setattr(copy, name, step)
+    added = [token for _, token in sorted(backend.get_added_tokens_decoder().items())]
+    for token in added:
+        token.special |= token.content in special
+    copy.add_tokens(added)
+    copy.encode_special_tokens = True
+    return copy
 
 
-def _flags(token: dict[str, Any]) -> tuple[bool, ...]:
-    return token["lstrip"], token["rstrip"], token["single_word"], token["normalized"]
+def _joined(text: str, between: list[ByteTokens], own: list[tuple[int, int]]) -> ByteTokens:
+    """The tokens of a text from those between its control tokens.
+
+    Args:
+        own: bytes and id of each control token.
+    """
+    ids, ends, num_bytes = [between[0].ids], [between[0].ends], len(between[0].text.encode())
+    for (size, number), tokens in zip(own, between[1:], strict=True):
+        num_bytes += size
+        ids += ([number], tokens.ids)
+        ends += ([num_bytes], tokens.ends + num_bytes)
+        num_bytes += len(tokens.text.encode())
+    return ByteTokens(text, np.concatenate(ids).astype(np.int32), np.concatenate(ends).astype(np.int64))
+
+
+def _without(sentinel: str, text: str, span: Span) -> Span:
+    """Where the span is once the sentinels are gone."""
+    start, end = (position - text.count(sentinel, 0, position) for position in span)
+    return LooseSpan(start, end) if isinstance(span, LooseSpan) else (start, end)
+
+
+def _flags(token: AddedToken) -> tuple[bool, ...]:
+    return token.lstrip, token.rstrip, token.single_word, token.normalized
 
 
 def _copy(text: str, start: int, end: int, pieces: list[str], length: int, moved: dict[int, int]) -> int:

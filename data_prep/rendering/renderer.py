@@ -154,7 +154,10 @@ class Renderer:
         for conversation in sample:
             with suppress(BadRow):
                 texts.append(self._render_text(self._prepare(conversation).conversation)[0])
-        return self.encoder.use_fast(texts, encoders)
+        refused = self.encoder.use_fast(texts, encoders, self._control.tokens)
+        if self._policy == "escape":
+            self._control.use_fast(texts)
+        return refused
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs to render: loading transformers' tokenizer takes seconds."""

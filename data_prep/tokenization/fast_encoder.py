@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,17 +52,28 @@ class FastEncoder(ABC):
 
     def encode_batch(self, texts: list[str]) -> list[FastTokens | None]:
         """Each text's tokens, or None if `tokenizers` has to encode it."""
+        return self._encode_those_taken(texts, self._encode_taken)
+
+    def encode_special_as_text(self, texts: list[str]) -> list[FastTokens | None]:
+        """As encode_batch, with special tokens as the text that they are; None where it cannot."""
+        return [None for _ in texts]
+
+    def _encode_those_taken(
+        self, texts: list[str], encode: Callable[[list[str]], Iterable[FastTokens | None]]
+    ) -> list[FastTokens | None]:
         are_taken = [self._takes(text) for text in texts]
-        encoded = iter(self._encode_taken([text for text, is_taken in zip(texts, are_taken, strict=True) if is_taken]))
+        encoded = iter(encode([text for text, is_taken in zip(texts, are_taken, strict=True) if is_taken]))
         return [next(encoded) if is_taken else None for is_taken in are_taken]
 
     def _takes(self, text: str) -> bool:
         return len(text) <= LONGEST_TEXT and (self._may_change is None or is_normal(text, self._may_change))
 
     def check(self, texts: Iterable[str], tokenizer: Tokenizer) -> str | None:
-        """The first of the texts, as part of a reason, that is encoded otherwise than by `tokenizers`; None if none."""
+        """The first of the texts, as part of a reason, that is encoded otherwise than by `tokenizers`; None if none.
+        Where the tokenizer encodes special tokens as text, so does this."""
         texts = list(texts)
-        for text, fast in zip(texts, self.encode_batch(texts), strict=True):
+        encode = self.encode_special_as_text if tokenizer.encode_special_tokens else self.encode_batch
+        for text, fast in zip(texts, encode(texts), strict=True):
             if fast is None:
                 continue
             encoding = tokenizer.encode(text, add_special_tokens=False)

@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +177,12 @@ class FastokensEncoder(FastEncoder):
                 return f"it encodes {text[:60]!r} otherwise"
         return None
 
+    def encode_special_as_text(self, texts: list[str]) -> list[FastTokens | None]:
+        """See FastEncoder. Not where spaces are put: they depend on which tokens are found."""
+        if self._spaces is not None:
+            return super().encode_special_as_text(texts)
+        return self._encode_those_taken(texts, partial(self._encode_as_they_are, special_as_text=True))
+
     def _encode_taken(self, texts: list[str]) -> Iterable[FastTokens | None]:
         if self._spaces is None:
             return self._encode_as_they_are(texts)
@@ -186,26 +193,26 @@ class FastokensEncoder(FastEncoder):
             for text, (_, places), tokens in zip(texts, spaced, encoded, strict=True)
         )
 
-    def _encode_as_they_are(self, texts: list[str]) -> Iterable[ByteTokens | None]:
+    def _encode_as_they_are(self, texts: list[str], special_as_text: bool = False) -> Iterable[ByteTokens | None]:
         try:
-            ids, stops = self._ids_of(texts)
+            ids, stops = self._ids_of(texts, special_as_text)
         except ValueError:  # of one text, for its regex engine
-            return [self._encode_alone(text) for text in texts]
+            return [self._encode_alone(text, special_as_text) for text in texts]
         ends = self._lengths[ids].cumsum()
         starts = stops[:-1]
         ends -= np.repeat(np.append(0, ends)[starts], np.diff(stops))  # less the bytes of the texts before
         return self._cut(texts, ids, ends, stops)
 
-    def _encode_alone(self, text: str) -> ByteTokens | None:
+    def _encode_alone(self, text: str, special_as_text: bool) -> ByteTokens | None:
         try:
-            ids, _ = self._ids_of([text])
+            ids, _ = self._ids_of([text], special_as_text)
         except ValueError:
             return None
         return whole(text, ids, self._lengths[ids].cumsum())
 
-    def _ids_of(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _ids_of(self, texts: list[str], special_as_text: bool) -> tuple[np.ndarray, np.ndarray]:
         """(tokens,) int32 ids of all texts, and (texts + 1,) int64, where each begins and the last ends."""
-        ids, stops = self._native.encode_batch_flat(texts)
+        ids, stops = self._native.encode_batch_flat(texts, split_special_tokens=special_as_text)
         return np.frombuffer(ids, dtype=np.int32), np.frombuffer(stops, dtype=np.int64)
 
     @staticmethod

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from data_prep.tokenization.encoded_text import EncodedText, OffsetTokens
+from data_prep.tokenization.tokenizer_json import with_special
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-    from data_prep.tokenization.fast_encoder import FastEncoder
+    from data_prep.tokenization.fast_encoder import FastEncoder, FastTokens
 
 FAST_ENCODERS = ("fastokens", "tiktoken")  # the fastest first; each is a module, NAME_encoder
 _CACHED_WORDS = 100_000
@@ -55,35 +56,48 @@ class TextEncoder:
         return self._backend
 
     @property
-    def serialised(self) -> str:
-        """The tokenizer as JSON; one that is not loaded stays so."""
-        return self._serialised if self._backend is None else self._backend.to_str()
-
-    @property
     def name(self) -> str:
         """Which encoder it is, for people and manifests."""
         return self._fast.name if self._fast else f"tokenizers {version('tokenizers')}"
 
-    def use_fast(self, sample: Sequence[str], encoders: Sequence[str] = FAST_ENCODERS) -> str | None:
+    def use_fast(
+        self, sample: Sequence[str], encoders: Sequence[str] = FAST_ENCODERS, special: Collection[str] = ()
+    ) -> str | None:
         """Encode with a faster encoder from now on: the first that there is for this tokenizer and is proven exact.
 
         Args:
             sample: texts of the run itself, on which it has to agree as well.
             encoders: some of FAST_ENCODERS.
+            special: added tokens that are special to the fast encoder, whatever they are to the tokenizer.
 
         Returns:
             Why those before it are not used, or all of them, and `tokenizers` goes on to encode; None if the first is.
         """
         self._serialised = self.backend.to_str()
+        serialised = with_special(self._serialised, special)
         refused = []
         for name in encoders:
-            built = import_module(f"data_prep.tokenization.{name}_encoder").build(self.backend, self._serialised)
+            built = import_module(f"data_prep.tokenization.{name}_encoder").build(self.backend, serialised)
             reason = built if isinstance(built, str) else built.check(sample, self.backend)
             if not reason:
                 self._fast = built
                 break
             refused.append(f"{name}: {reason}")
         return "; ".join(refused) or None
+
+    def encodes_special_as_text(self, texts: Iterable[str], tokenizer: Tokenizer) -> bool:
+        """Whether the fast encoder answers with special tokens as text, and as `tokenizers` does, on these texts.
+
+        Args:
+            tokenizer: the same one, set to encode special tokens as text.
+        """
+        if self._fast is None or self._fast.encode_special_as_text([""]) == [None]:
+            return False
+        return self._fast.check(texts, tokenizer) is None
+
+    def encode_special_as_text(self, texts: list[str]) -> list[FastTokens | None]:
+        """By the fast encoder, with special tokens as the text that they are; None where it cannot."""
+        return self._fast.encode_special_as_text(texts) if self._fast else [None for _ in texts]
 
     @property
     def is_fast(self) -> bool:

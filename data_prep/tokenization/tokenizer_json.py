@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # The pre-tokenizer that ByteLevel has built in (GPT-2's).
 _GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -56,6 +58,24 @@ def described(backend: Tokenizer, serialised: str | None) -> dict[str, Any]:
     if backend.encode_special_tokens:
         raise NotConvertible("the tokenizer encodes special tokens as text")
     return found
+
+
+def split_added_tokens(serialised: str) -> tuple[str, list[dict[str, Any]], str]:
+    """A tokenizer's JSON around its added tokens, and these. The rest, with the vocabulary, is not read: that takes
+    seconds where it is large."""
+    key = '"added_tokens":'
+    start = serialised.index(key) + len(key)
+    start += len(serialised[start : start + 100]) - len(serialised[start : start + 100].lstrip())
+    added_tokens, end = json.JSONDecoder().raw_decode(serialised, start)
+    return serialised[:start], added_tokens, serialised[end:]
+
+
+def with_special(serialised: str, special: Collection[str]) -> str:
+    """A tokenizer's JSON in which these added tokens are special too."""
+    before, tokens, after = split_added_tokens(serialised)
+    for token in tokens:
+        token["special"] |= token["content"] in special
+    return f"{before}{json.dumps(tokens)}{after}"
 
 
 def check_model(model: dict[str, Any]) -> None:

@@ -183,8 +183,8 @@ def spoiled(is_wrong):
     """Gives the last token of some texts another id."""
     right = FastokensEncoder._ids_of
 
-    def wrong(self, texts):
-        ids, stops = right(self, texts)
+    def wrong(self, texts, *how):
+        ids, stops = right(self, texts, *how)
         ids = ids.copy()
         for i in range(len(texts)):
             if is_wrong(texts, i):
@@ -206,10 +206,10 @@ def test_a_text_that_its_regex_engine_fails_on_goes_to_tokenizers(signs, monkeyp
     fast, backend = signs
     right = FastokensEncoder._ids_of
 
-    def fails(self, texts):
+    def fails(self, texts, *how):
         if "bad" in texts:
             raise ValueError("match limit exceeded")
-        return right(self, texts)
+        return right(self, texts, *how)
 
     monkeypatch.setattr(FastokensEncoder, "_ids_of", fails)
     found = fast.encode_batch(["good one", "bad", "good two"])
