@@ -203,8 +203,8 @@ def _joined(text: str, between: list[ByteTokens], own: list[tuple[int, int]]) ->
     ids, ends, num_bytes = [between[0].ids], [between[0].ends], len(between[0].text.encode())
     for (size, number), tokens in zip(own, between[1:], strict=True):
         num_bytes += size
-        ids += ([number], tokens.ids)
-        ends += ([num_bytes], tokens.ends + num_bytes)
+        ids += (np.array([number]), tokens.ids)
+        ends += (np.array([num_bytes]), tokens.ends + num_bytes)
         num_bytes += len(tokens.text.encode())
     return ByteTokens(text, np.concatenate(ids).astype(np.int32), np.concatenate(ends).astype(np.int64))
 

@@ -1,7 +1,7 @@
 """Preparation against the tokenizer's own speed and against TRL, in one run, with two workers.
 
     python -m tests.benchmarks.bench_prepare --data ../shared/data [--num-workers 2] [--repeats 3]
-        [--tokenizers qwen3 gemma3] [--processor-time PARTS]
+        [--tokenizers qwen3 gemma3] [--encoders fastokens] [--processor-time PARTS]
 
 Alpaca 52k, the Qwen3 tokenizer with ChatML and the Gemma 3 tokenizer with gemma's template, seq_len 4,096. Measured are
 the stages tokenize, plan and pack, through `tokenizers` and through each faster encoder that there is, in turn with
@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tokenizers", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS))
     parser.add_argument("--processor-time", type=int, default=0, help="tokenize so many parts in this process, no more")
     arguments = parser.parse_args(argv)
     data = arguments.data.resolve()
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         result: dict[str, Any] = {"num_workers": arguments.num_workers}
         for name in arguments.tokenizers:
-            case = CASES[name](data)
+            case = CASES[name](data).only(arguments.encoders)
             if arguments.processor_time:
                 result[name] = processor_time(case, Path(folder) / name, arguments.processor_time)
                 continue
@@ -96,6 +97,8 @@ def main(argv: list[str] | None = None) -> int:
             result["ratio_to_trl"] = {name: round(rate / theirs, 2) for name, rate in ours if name in ENCODERS}
         load.append(round(os.getloadavg()[0], 1))
     command = "python -m tests.benchmarks.bench_prepare --data FOLDER"
+    if len(arguments.encoders) < len(ENCODERS):
+        command += f" --encoders {' '.join(arguments.encoders)}"
     if arguments.processor_time:
         command += f" --processor-time {arguments.processor_time}"
     print(json.dumps({"command": command, **result, "load": load}))
@@ -147,7 +150,7 @@ def measure(case: Case, folder: Path, num_workers: int, repeats: int) -> dict[st
         "rows": len(texts),
         "share_of_raw": shares(rates, case.encoders),
         "share_of_raw_cpu": shares(per_cpu_second, case.encoders),
-        "share_of_raw_tuned": shares(rates, case.encoders, "raw_tuned")["tokenizers"],
+        "share_of_raw_tuned": shares(rates, case.encoders, "raw_tuned").get("tokenizers"),
         "worker_seconds": worker_seconds,
         "efficiency": dict(sorted(efficiency.items(), key=lambda item: int(item[0]))),
         "tokens_per_second": {name: round(statistics.median(values)) for name, values in rates.items()},

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
@@ -28,6 +28,10 @@ class Case:
     chat_template: str
     seq_lens: tuple[int, ...]
     encoders: tuple[str, ...]
+
+    def only(self, encoders: Collection[str]) -> Case:
+        """The same by these encoders alone."""
+        return replace(self, encoders=tuple(name for name in self.encoders if name in encoders))
 
     def recipe(self, seq_len: int) -> dict[str, Any]:
         """The recipe that is prepared."""
