@@ -68,7 +68,7 @@ class Bounds:
 
     def set(self, lengths: list[int] | None) -> None:
         """For the forward pass that begins, and for what gradient checkpointing computes again of it."""
-        self.lengths = lengths
+        self.lengths = None if lengths is None else _join_padding(lengths)
         self._indices = {}
 
     def indices(self, device: torch.device) -> list[Group]:
@@ -80,6 +80,13 @@ class Bounds:
             made += [_dummy(self.lengths)] * ((self.calls or 0) - len(made))
             self._indices[device] = [Group(*(part.to(device, non_blocking=True) for part in one)) for one in made]
         return self._indices[device]
+
+
+def _join_padding(lengths: list[int]) -> list[int]:
+    """Tokens of padding at a row's end, each a document of its own, as one document: kernels pad each document to a
+    chunk, 64 tokens for a gated delta rule, and nothing is learned from a document of one token."""
+    padding = sum(1 for _ in takewhile(lambda length: length == 1, reversed(lengths)))
+    return [*lengths[:-padding], padding] if padding > 1 else lengths
 
 
 def groups(lengths: list[int], waste: float = WASTE) -> list[list[int]]:

@@ -288,3 +288,13 @@ def test_attention_that_pools_gets_the_masks_of_its_documents():
     ends = torch.tensor([0, *LENGTHS]).cumsum(0)
     found = model(states, cu_seq_lens_q=ends, position_ids=torch.cat(positions, 1), attention_mask=mask[None, None])
     torch.testing.assert_close(found, expected)
+
+
+def test_padding_at_the_end_is_one_document():
+    """A row may end in hundreds of one-token documents, each of which a kernel would pad to a chunk."""
+    bounds = documentwise.Bounds()
+    bounds.set([5, 1, 3, *[1] * 40])
+    assert bounds.lengths == [5, 1, 3, 40]
+    assert sum(group.places.numel() for group in bounds.indices(torch.device("cpu"))) == 49
+    bounds.set([5, 1])
+    assert bounds.lengths == [5, 1]
