@@ -44,6 +44,11 @@ CASES: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "lora": ("qwen3", LORA, None),
     "lora_checkpointing": ("llama", {**LORA, **CHECKPOINTING}, None),
     "qlora": ("qwen3", {**LORA, "load_in_4bit": True, "dtype": "float32"}, None),
+    "hybrid": ("qwen3_5_text", {}, None),
+    "hybrid_checkpointing": ("qwen3_5_text", CHECKPOINTING, None),
+    "hybrid_lfm2": ("lfm2", {}, None),
+    "bf16_copies": ("qwen3", {"bf16": True, "bf16_copies": True}, None),
+    "keep_logits": ("qwen3", {"keep_logits_gib": 0.5}, None),
     "zero1": ("qwen3", STEP, 1),
     "zero2": ("qwen3", STEP, 2),
     "zero2_checkpointing": ("llama", CHECKPOINTING, 2),
@@ -142,10 +147,20 @@ def write_model(folder: Path, architecture: str, asked: Any) -> None:
     shape = {"hidden_size": asked.hidden, "intermediate_size": 3 * asked.hidden, "num_hidden_layers": asked.layers}
     heads = {"num_attention_heads": 8} if architecture == "gpt_neox" else {
         "num_attention_heads": 8, "num_key_value_heads": 4, "tie_word_embeddings": True}  # fmt: skip
-    extra = {"head_dim": asked.hidden // 8} if architecture == "qwen3" else {}
+    extra = _own_shape(architecture, asked)
     ids = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
     config = AutoConfig.for_model(architecture, **shape, **heads, **extra, **ids)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
+def _own_shape(architecture: str, asked: Any) -> dict[str, Any]:
+    """What configurations have besides: of hybrids, as many kinds of layers as `--layers` allows."""
+    head = asked.hidden // 8
+    if architecture == "lfm2":
+        return {"layer_types": [("full_attention" if i % 3 == 2 else "conv") for i in range(asked.layers)]}
+    linear = {f"linear_{of}_head_dim": head for of in ("key", "value")}
+    linear |= {"linear_num_key_heads": 4, "linear_num_value_heads": 8, "full_attention_interval": 3}
+    return {"qwen3": {"head_dim": head}, "qwen3_5_text": {"head_dim": head, **linear}}.get(architecture, {})
 
 
 def estimate(config_file: Path, launch: Path | None) -> Any:

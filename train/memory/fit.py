@@ -38,17 +38,20 @@ class Fit:
 
     def _passes(self, setting: Setting) -> Traced:
         """Traced, or on the line through two that are."""
-        key = tracing.key(setting)
+        key = self._key(setting)
         if key not in self._traced and is_linear(setting) and setting.tokens > _FEW:
             one, other = (self._trace(_with_tokens(setting, tokens)) for tokens in (_FEW, 2 * _FEW))
             return tracing.between(one, other, (setting.tokens - _FEW) / _FEW)
         return self._trace(setting)
 
     def _trace(self, setting: Setting) -> Traced:
-        key = tracing.key(setting)
+        key = self._key(setting)
         if key not in self._traced:
             self._traced[key] = tracing.trace(self.skeleton, setting)
         return self._traced[key]
+
+    def _key(self, setting: Setting) -> object:
+        return tracing.key(setting, carries_state=bool(self.skeleton.stateful))
 
     def fits(self, setting: Setting) -> bool:
         """Whether it needs at most the GPU's memory; True where that is not known."""

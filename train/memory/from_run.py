@@ -40,7 +40,7 @@ def setting_of(
         keep_logits_gib=config.own.keep_logits_gib,
         compiled=any(config.value(f"torch_compile{end}") for end in ("", "_backend", "_mode")),
         on_gpu=not config.value("use_cpu"),
-        documents=_documents(manifest, config.value("per_device_train_batch_size")),
+        document_tokens=_document_tokens(manifest),
     )
 
 
@@ -95,7 +95,7 @@ def _bits(config: RunConfig) -> int | None:
     return 8 if config.value("load_in_8bit") else None
 
 
-def _documents(manifest: Manifest, rows: int) -> int:
-    """Of a forward pass, in the mean."""
+def _document_tokens(manifest: Manifest) -> float:
+    """Of a document, in the mean, where rows are full."""
     train = manifest["splits"]["train"]
-    return max(1, round(rows * train["documents"] / max(train["rows"], 1)))
+    return train["rows"] * manifest["seq_len"] / max(train["documents"], 1) or manifest["seq_len"]

@@ -67,8 +67,11 @@ def _verdict(fit: Fit) -> Iterator[str]:
     yield from (_line("", text) for text in change.lines(fit.setting))
 
 
-def notes(setting: Setting) -> Iterator[str]:
+def notes(fit: Fit) -> Iterator[str]:
     """What the numbers do not take into account."""
+    setting = fit.setting
+    if fit.skeleton.stateful:
+        yield _way_of_states(fit)
     if setting.compiled:
         yield (
             "memory: counted without torch_compile, which keeps less: 8 % less was measured for a model of 1.7B "
@@ -83,6 +86,12 @@ def notes(setting: Setting) -> Iterator[str]:
     if setting.sharding.kind == "ddp" and setting.on_gpu:
         yield "memory: counted for DDP; a launch file (--accelerate_config) says how the processes shard"
     yield "memory: the longest rows, each token trained; evaluations and sample answers are not counted"
+
+
+def _way_of_states(fit: Fit) -> str:
+    layers = ", ".join(f"{number} {name}" for name, number in fit.skeleton.stateful.items())
+    kernels = "; kernels with document bounds keep less" if fit.setting.on_gpu else ""
+    return f"memory: layers that carry a state counted document by document ({layers}){kernels}"
 
 
 def _parameters(fit: Fit) -> str:

@@ -34,7 +34,7 @@ def page_lines(
     lines = [*page.lines(fit, reason), *_saving(config, fit, asked), *_hours(config, manifest, fit, schedule, asked)]
     if asked.suggest:
         lines += page.suggestion_lines(fit)
-    return lines, list(page.notes(fit.setting))
+    return lines, list(page.notes(fit))
 
 
 def make_fit(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 
-from train.memory import as_on_gpu
+from train.memory import as_on_gpu, stateful
 from train.memory.quantised import quantise
 from train.memory.setting import Setting
 
@@ -33,6 +33,7 @@ def prepared(model: Any, setting: Setting) -> Any:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of the name that older versions have
             whole.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     causal = whole.get_base_model() if setting.adapters else whole
+    stateful.install(whole, setting)
     add_fused_lm_head(causal, outputs=("log_probs", "is_top1"))
     return whole.train()
 
@@ -105,12 +106,18 @@ def batch(setting: Setting) -> dict[str, Any]:
     shape = (1, setting.tokens)
     given: dict[str, Any] = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "labels")}
     given |= {"position_ids": torch.zeros(shape, dtype=torch.long), "use_cache": False}
-    ends = [round(setting.tokens * i / setting.documents) for i in range(setting.documents + 1)]
-    longest = max(b - a for a, b in pairwise(ends))
+    lengths = document_lengths(setting)
+    ends = [0, *accumulate(lengths)]
     for side in "qk":
-        given[f"cu_seq_lens_{side}"] = _Ends(ends) if not setting.on_gpu else torch.zeros(2, dtype=torch.int32)
-        given[f"max_length_{side}"] = longest
+        given[f"cu_seq_lens_{side}"] = torch.zeros(len(ends), dtype=torch.int32) if setting.on_gpu else _Ends(ends)
+        given[f"max_length_{side}"] = max(lengths)
     return given
+
+
+def document_lengths(setting: Setting) -> list[int]:
+    """Tokens of each document of a forward pass: the mean length, rounded."""
+    ends = [round(setting.tokens * i / setting.documents) for i in range(setting.documents + 1)]
+    return [b - a for a, b in pairwise(ends)]
 
 
 class _Ends(list[int]):

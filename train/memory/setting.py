@@ -62,12 +62,17 @@ class Setting:
     compiled: bool = False
     on_gpu: bool = True
     attention: str = "varlen"
-    documents: int = 8  # of a forward pass; matters only on a CPU, which takes one after the other
+    document_tokens: float = 512.0  # of a document, in the mean; matters where one is taken after the other
 
     @property
     def tokens(self) -> int:
         """Of a forward pass on this rank, at most."""
         return -(-self.rows * self.seq_len // self.row_ranks)
+
+    @property
+    def documents(self) -> int:
+        """Of a forward pass, in the mean: attention on a CPU and layers that carry a state take each by itself."""
+        return max(1, round(self.tokens / self.document_tokens))
 
     @property
     def autocast(self) -> str | None:

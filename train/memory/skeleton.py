@@ -6,13 +6,17 @@ two and of three.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
+
+from train.model.documentwise import mixers
 
 
 class NotTraced(ValueError):
@@ -27,6 +31,11 @@ class Skeleton:
     stack: str  # name of the list of its layers
     kinds: tuple[int, ...]  # of each layer; those of one number are alike
 
+    @cached_property
+    def stateful(self) -> Counter[str]:
+        """How many layers of each class carry a state from token to token."""
+        return Counter(type(layer).__name__ for layer in mixers(self.model).values())
+
     @property
     def counts(self) -> Counter[int]:
         """Layers of each kind."""
@@ -35,9 +44,10 @@ class Skeleton:
     def samples(self) -> list[list[int]]:
         """Layers of the smaller models: the first has every kind, each other one has one layer more of one kind.
 
-        The first and the last layer are in all of them: there a backward pass begins and ends.
+        The first and the last layer are in all of them: there a backward pass begins and ends. The last of each kind
+        is, too: one kind may need much more than the others while it is differentiated.
         """
-        chosen = {0, len(self.kinds) - 1}
+        chosen = {0, *{kind: layer for layer, kind in enumerate(self.kinds)}.values()}
         for kind in self.counts:
             of_kind = {layer for layer, other in enumerate(self.kinds) if other == kind}
             missing = max(0, 2 - len(chosen & of_kind))
@@ -53,22 +63,26 @@ class Skeleton:
             small = copy.deepcopy(self.model)
         finally:
             _set(self.model, self.stack, whole)
-        text = small.config.get_text_config()
-        if types := getattr(text, "layer_types", None):
-            text.layer_types = [types[layer] for layer in layers]
-        text.num_hidden_layers = len(layers)
+        _shorten(small.config.get_text_config(), layers)
         return small
+
+
+def _shorten(config: Any, layers: Sequence[int]) -> None:
+    """To these layers. Where types follow from other fields (Jamba, Mamba), each layer knows its own."""
+    if types := getattr(config, "layer_types", None):
+        with contextlib.suppress(AttributeError):  # a property
+            config.layer_types = [types[layer] for layer in layers]
+    config.num_hidden_layers = len(layers)
 
 
 def build(config: Any, trust_remote_code: bool = False) -> Skeleton:
     """The model of this transformers config, without weights.
 
     Raises:
-        NotTraced: no list of its layers is found, or they carry a state.
+        NotTraced: no list of its layers is found.
     """
     from transformers import AutoModelForCausalLM
 
-    from train.model.documentwise import mixers
     from train.model.lora_targets import without_zero3
 
     with without_zero3(), torch.device("meta"):
@@ -77,8 +91,6 @@ def build(config: Any, trust_remote_code: bool = False) -> Skeleton:
     lists = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) == layers}
     if not lists:
         raise NotTraced(f"{type(model).__name__} has no list of its {layers} layers")
-    if stateful := sorted({type(layer).__name__ for layer in mixers(model).values()}):
-        raise NotTraced(f"its layers of class {', '.join(stateful)} carry a state, and take each document by itself")
     stack = min(lists, key=len)
     return Skeleton(model=model, stack=stack, kinds=_kinds(lists[stack], model.config.get_text_config()))
 

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from train.memory import as_on_gpu
+from train.memory import as_on_gpu, stateful
 from train.memory.live_bytes import LiveBytes
-from train.memory.prepared import batch, give_storages, offloading, prepared
+from train.memory.prepared import batch, document_lengths, give_storages, offloading, prepared
 from train.memory.quantised import QuantisedLinear
 from train.memory.setting import Setting
 from train.memory.skeleton import NotTraced, Skeleton
+from train.model import documentwise
 from train.model.kept_logits import GIB, keeping
 
 
@@ -98,12 +99,17 @@ def trace(skeleton: Skeleton, setting: Setting) -> Traced:
     )
 
 
-def key(setting: Setting) -> object:
-    """Equal for settings that hold the same in their passes, where adapters and quantisation are the same."""
+def key(setting: Setting, *, carries_state: bool) -> object:
+    """Equal for settings that hold the same in their passes, where adapters and quantisation are the same.
+
+    Args:
+        carries_state: layers of the model do; they run a fixed number of times under ZeRO-3.
+    """
     names = ("tokens", "model_dtype", "autocast", "keeps_gradients", "checkpointing", "activation_offloading")
     further = ("on_gpu", "attention", "documents", "copies", "keep_logits_gib")
     is_plain = setting.sharding.kind in ("none", "ddp")
-    return *(getattr(setting, name) for name in names + further), is_plain
+    fixed_calls = carries_state and setting.sharding.stage == 3
+    return *(getattr(setting, name) for name in names + further), is_plain, fixed_calls
 
 
 def _added(base: list[int], sample: list[int], skeleton: Skeleton) -> int:
@@ -134,7 +140,8 @@ class _Run:
             live = LiveBytes([*self.model.parameters(), *self.model.buffers(), *_tensors(given)])
             _mark_layers(stack, live)
             _drop_gradients(self.model, setting)
-            with _kernels(setting), keeping(setting.keep_logits_gib), live, offloading(self.model, setting):
+            documentwise.expect(self.model, document_lengths(setting))
+            with self._kernels(setting), keeping(setting.keep_logits_gib), live, offloading(self.model, setting):
                 self._run(given, live, setting)
         self.forward, self.head, *of_layers = live.peaks
         kept_elsewhere = self._logits_of_others(setting)
@@ -147,6 +154,11 @@ class _Run:
         limit, vocabulary = setting.keep_logits_gib * GIB, self.model.get_output_embeddings().weight.shape[0]
         width = getattr(torch, setting.autocast or setting.model_dtype).itemsize
         return int(limit) if (setting.tokens - 1) * vocabulary * width > limit else 0
+
+    @contextlib.contextmanager
+    def _kernels(self, setting: Setting) -> Iterator[None]:
+        with stateful.traceable(self.model), as_on_gpu.gpu_kernels() if setting.on_gpu else contextlib.nullcontext():
+            yield
 
     def _run(self, given: dict[str, Any], live: LiveBytes, setting: Setting) -> None:
         with _autocast(setting):
@@ -185,10 +197,6 @@ def _drop_gradients(model: Any, setting: Setting) -> None:
     for weight in model.parameters():
         if weight.requires_grad:
             weight.register_post_accumulate_grad_hook(drop)
-
-
-def _kernels(setting: Setting) -> contextlib.AbstractContextManager[Any]:
-    return as_on_gpu.gpu_kernels() if setting.on_gpu else contextlib.nullcontext()
 
 
 def _autocast(setting: Setting) -> contextlib.AbstractContextManager[Any]:

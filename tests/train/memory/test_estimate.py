@@ -6,12 +6,13 @@ import dataclasses
 import json
 
 import pytest
+import transformers
 from peft import LoraConfig
 from transformers import Qwen3Config
 
 from tests.benchmarks.gpu_inputs import SHAPES
 from tests.conftest import ROOT
-from train.memory import tracing
+from train.memory import stateful, tracing
 from train.memory.estimate import GIB, estimate
 from train.memory.fit import Fit
 from train.memory.setting import Setting, Sharding
@@ -164,14 +165,56 @@ def test_layers_of_two_kinds():
     shape = {**SHAPES["tiny"], "num_hidden_layers": 5, "num_experts": 4, "num_experts_per_tok": 2}
     skeleton = build(Qwen3MoeConfig(**shape, moe_intermediate_size=16, mlp_only_layers=[0, 1, 2], pad_token_id=None))
     assert skeleton.kinds == (0, 0, 0, 1, 1)
-    assert skeleton.samples() == [[0, 1, 3, 4], [0, 1, 2, 3, 4]]
+    assert skeleton.samples() == [[0, 2, 3, 4], [0, 1, 2, 3, 4]]
     found = tracing.trace(skeleton, dataclasses.replace(FULL, seq_len=256, sharding=ZERO_1))
     weights = sum(w.count * w.elements for w in found.weights)
     assert weights == sum(p.numel() for p in skeleton.model.parameters())
 
 
-def test_layers_that_carry_a_state_are_not_guessed():
-    from transformers import MambaConfig
+@pytest.fixture(scope="module")
+def hybrid():
+    """Gated delta rules, of which the last layer is none."""
+    from transformers import Qwen3_5TextConfig
 
-    with pytest.raises(NotTraced, match="carry a state"):
-        build(MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=50))
+    linear = {f"linear_{of}_head_dim": 8 for of in ("key", "value")} | {"linear_num_value_heads": 4}
+    shape = {**SHAPES["tiny"], "num_hidden_layers": 6, "full_attention_interval": 3, "linear_num_key_heads": 2}
+    return build(Qwen3_5TextConfig(**shape, **linear, pad_token_id=None))
+
+
+def test_a_hybrid_counted_by_its_layers_is_the_model(hybrid):
+    """One kind of layer needs more than the other, and takes each document by itself."""
+    assert hybrid.kinds == (0, 0, 1, 0, 0, 1)
+    setting = dataclasses.replace(FULL, seq_len=128, checkpointing=True, document_tokens=64)
+    by_layers = tracing.trace(hybrid, setting)
+    whole = tracing._Run(hybrid, list(range(6)), setting)
+    counted = {name: getattr(by_layers, name) for name in tracing._COUNTS}
+    assert counted == pytest.approx({name: getattr(whole, name) for name in tracing._COUNTS}, rel=0.01)
+
+
+def test_long_documents_are_counted_as_short_ones(hybrid, monkeypatch):
+    """Their recurrence is a loop over chunks of 64 tokens, and takes as long to trace as it has turns."""
+    setting = Setting(rows=1, seq_len=512, on_gpu=False, precision="no", document_tokens=512)
+    exact = tracing._Run(hybrid, [0, 2], setting)
+    monkeypatch.setattr(stateful, "LONG", 256)
+    found = tracing._Run(hybrid, [0, 2], setting)
+    for name in tracing._COUNTS:
+        assert getattr(found, name) == pytest.approx(getattr(exact, name), rel=0.03), name
+
+
+def test_short_documents_are_padded_to_chunks(hybrid):
+    """Documents of 20 tokens take what those of 64 do: the rest is padding."""
+    setting = Setting(rows=1, seq_len=320, on_gpu=False, precision="no", document_tokens=64)
+    full = tracing._Run(hybrid, [0, 1], setting)
+    short = tracing._Run(hybrid, [0, 1], dataclasses.replace(setting, document_tokens=20))
+    assert 1.5 < short.kept / full.kept < 3.2
+
+
+@pytest.mark.parametrize("kind", ["Mamba2Config", "Lfm2Config"])
+def test_types_that_follow_from_other_fields(kind):
+    shape = {"hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 50, "pad_token_id": None}
+    shape |= {"num_heads": 8, "head_dim": 16} if kind == "Mamba2Config" else {"intermediate_size": 64}
+    shape |= {"layer_types": ["conv", "conv", "full_attention"]} if kind == "Lfm2Config" else {}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2} if kind == "Lfm2Config" else {}
+    skeleton = build(getattr(transformers, kind)(**shape))
+    assert sum(skeleton.stateful.values()) == (2 if kind == "Lfm2Config" else 3)
+    assert tracing.trace(skeleton, Setting(rows=1, seq_len=128)).kept > 0
