@@ -1,5 +1,4 @@
-"""How the trainer computes: with bf16 copies of the weights (`bf16_copies`), keeping logits (`keep_logits_gib`), and
-without setting each module's mode for each micro-batch."""
+"""How the trainer computes: with bf16 copies of the weights, keeping logits, each module's mode set once."""
 
 from __future__ import annotations
 
