@@ -63,7 +63,12 @@ def estimated(trainer: Any, config: RunConfig, manifest: Manifest, taken: float)
     """The estimate and its ratio to what was taken; empty, with a line that says why, where nothing can be counted."""
     from train.checks.launch import launch_from_environment
     from train.memory.preflight_page import make_fit
+    from train.model.documentwise import mixers
 
+    if mixers(trainer.model):
+        slow = "layers that carry a state take minutes to trace (packhaul preflight does)"
+        log.info(f"memory: {taken:.2f} GiB at the peak; not estimated here: {slow}")
+        return {}
     world_size = trainer.args.world_size
     try:
         fit, _ = make_fit(config, manifest, launch_from_environment(), world_size, None, local=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from tests.support.in_process import train_here
 from tests.support.training import make_shards
@@ -82,3 +83,11 @@ def test_a_record_that_cannot_be_written_is_a_warning(options, tmp_path, monkeyp
     monkeypatch.setattr("train.run.run_record.keep_measured", fail)
     train_here(tmp_path, **options)
     assert "what was measured is not kept in run.json: OSError: the disk is full" in capsys.readouterr().err
+
+
+def test_layers_that_take_minutes_are_not_traced(estimate_of_a_run, tiny_model_dir, monkeypatch):
+    said = []
+    monkeypatch.setattr(after_run.log, "info", said.append)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir("lfm2"))
+    assert estimate_of_a_run(SimpleNamespace(model=model), None, None, 1.0) == {}
+    assert "not estimated here: layers that carry a state" in said[0]
