@@ -80,6 +80,10 @@ def test_every_run_config_passes_with_every_launch_file(train, launch, tmp_path)
         [problem] = check(load_run_config(flags), accelerate_config=launch, world_size=processes)
         assert "would silently replace paged_adamw_8bit" in problem
         flags += ["--optim", "adamw_torch"]
+    if options.get("bf16_copies") and launch.stem != "single_gpu":  # for one process without DeepSpeed
+        problems = check(load_run_config(flags), accelerate_config=launch, world_size=processes)
+        assert any(problem.startswith("bf16_copies: expected one process") for problem in problems)
+        flags += ["--bf16_copies", "false"]
     if launch.stem.endswith("_ep") and (options.get("use_peft") or options.get("torch_compile")):
         problems = check(load_run_config(flags), accelerate_config=launch, world_size=processes)
         names = [word for word, on in (("adapters", options.get("use_peft")),

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.checkpoint_folders import save
 from train.checkpoint import folders, resume
+from train.config.own_options import OwnOptions
 from train.config.run_config import load_run_config
 from train.run import log, run_record
 
@@ -96,7 +97,7 @@ def test_a_run_directory_of_other_shards_is_refused(tmp_path):
     shards, run_dir = tmp_path / "shards", tmp_path / "run"
     shards.mkdir()
     run_dir.mkdir()
-    config = SimpleNamespace(own=SimpleNamespace(data=str(shards)), sft={}, model={})
+    config = SimpleNamespace(own=OwnOptions(data=str(shards)), sft={}, model={})
     (shards / "manifest.json").write_bytes(b'{"rows": 1}')
     first = run_record.make_record(run_dir, config, 1)
     assert first["manifest_sha256"] == hashlib.sha256(b'{"rows": 1}').hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -105,6 +106,7 @@ class Compiled:
         trainer = SimpleNamespace(
             accelerator=accelerator, is_deepspeed_enabled=True, is_fsdp_enabled=False, row_group=None
         )
+        trainer.computing = nullcontext
         trainer.model = trainer.model_wrapped = self.model
         trainer.train_dataset, trainer.state = Dataset.from_list([{"input_ids": IDS}]), SimpleNamespace(global_step=1)
         return trainer
