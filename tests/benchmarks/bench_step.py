@@ -224,7 +224,7 @@ class Ours(TRL):
         from train.loop.data import number_rows
         from train.loop.trainer import PackedSFTTrainer
 
-        return PackedSFTTrainer(
+        trainer = PackedSFTTrainer(
             make_model(size),
             args,
             train_dataset=number_rows(make_dataset(rows)),
@@ -232,6 +232,8 @@ class Ours(TRL):
             source_names=["a", "b"],
             checkpoint_extra={},
         )
+        trainer.compute_as(copies=False, keep_logits_gib=0.0)
+        return trainer
 
     def data_wait_share(self) -> float | None:
         """Share of the time that the step waited for data; None where it was not logged."""
