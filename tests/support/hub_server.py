@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tests.support.json_handler import JsonHandler
+
 TOKEN = "hf_" + "stand-in-of-a-token-0123456789"
 
 
@@ -108,28 +110,12 @@ class HubServer:
         return 200, {"commitUrl": f"{self.url}/{repository}/commit/abc", "commitOid": "abc", "success": True}
 
 
-def _handler(server: HubServer) -> type[http.server.BaseHTTPRequestHandler]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        """Reads a request, whatever it is, and lets the server answer."""
-
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+def _handler(server: HubServer) -> type[JsonHandler]:
+    class Handler(JsonHandler):
+        def respond(self, body: bytes) -> None:
             token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
             status, content = server.answer(self.command, self.path.partition("?")[0], token, body)
-            answer = json.dumps(content).encode()
-            self.send_response(status)
-            if "not found" in str(content).lower():
-                self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        do_GET = do_PUT = do_POST
+            is_missing = "not found" in str(content).lower()
+            self.send(status, content, **({"X_Error_Code": "RepoNotFound"} if is_missing else {}))
 
     return Handler

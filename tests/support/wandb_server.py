@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import http.server
 import json
@@ -11,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from tests.support.json_handler import JsonHandler
 
 
 class WandbServer:
@@ -102,34 +103,16 @@ class WandbServer:
         return {"id": "Qg==", "name": name, "project": project, **texts, **counts, **rest}
 
 
-def _handler(server: WandbServer) -> type[http.server.BaseHTTPRequestHandler]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        """Reads a request, whatever it is, and lets the server answer."""
-
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+def _handler(server: WandbServer) -> type[JsonHandler]:
+    class Handler(JsonHandler):
+        def respond(self, body: bytes) -> None:
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
             try:
                 content = json.loads(body)
             except ValueError:
                 content = {}
-            answer = json.dumps(server.answer(self.path, content)).encode()
-            self.send_response(500 if server.fault(content) == "500" else 200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        do_GET = do_PUT = do_POST
-
-        def handle(self) -> None:
-            with contextlib.suppress(ConnectionError):  # the client may go at any time
-                super().handle()
+            answer = server.answer(self.path, content)
+            self.send(500 if server.fault(content) == "500" else 200, answer)
 
     return Handler
