@@ -7,6 +7,7 @@ multiplies like all else that such a layer does; the recurrence itself is counte
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,6 @@ def padding_of(seq_len: int) -> tuple[float, float]:
 
 def layer_weights() -> tuple[int, int]:
     """Elements of the matrices in layers with a state, and of all layers."""
-    import json
-
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

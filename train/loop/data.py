@@ -77,11 +77,8 @@ def number_rows(dataset: Dataset) -> Dataset:
     return dataset.add_column("row", np.arange(len(dataset))).with_format("numpy")
 
 
-BATCH_EXTRAS = (
-    "source_ids",
-    "document_rows",
-    "document_lengths",
-)  # what SourceCollator adds to a batch; no model knows them
+# What SourceCollator adds to a batch; no model knows them.
+BATCH_EXTRAS = ("source_ids", "document_rows", "document_lengths")
 
 
 class SourceCollator:

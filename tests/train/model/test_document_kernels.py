@@ -11,9 +11,10 @@ import torch
 from transformers.integrations.hub_kernels import use_kernel_func_from_hub_with_fallback
 from trl.trainer.utils import add_fused_lm_head
 
-from tests.train.model.test_documentwise import documents, gradients, load, one_thread, packed  # noqa: F401
+from tests.support.packed_documents import assert_equal_gradients, documents, gradients, load, packed
 from train.model import document_kernels, documentwise, isolation
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 IDS = torch.randint(4, 260, (isolation.TOKENS,), generator=torch.Generator().manual_seed(1)).tolist()
 
@@ -127,10 +128,7 @@ def test_kernels_that_honour_bounds_are_chosen_and_equal_separate_documents(arch
     assert line.endswith("kernels with document bounds (stand_in_kernels)")
     found = packed(model, parts)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
-    got = gradients(model, found, torch.cat(parts))
-    assert got.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        assert (got[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, name
+    assert_equal_gradients(gradients(model, found, torch.cat(parts)), wanted)
 
 
 def test_the_row_is_one_call_then(hybrid):

@@ -9,53 +9,14 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from tests.conftest import HYBRIDS
+from tests.support.packed_documents import LENGTHS, assert_equal_gradients, documents, gradients, load, packed
 from train.loop.trainer import PackedSFTTrainer
 from train.model import documentwise
 from train.model.documentwise import Bounds, groups
 
-LENGTHS = [23, 64, 1, 9, 37, 9]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # many small products
-    yield
-    torch.set_num_threads(threads)
-
-
-def load(folder):
-    for attention in ("sdpa", "eager"):
-        try:
-            return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32)
-        except ValueError:  # a model without attention
-            continue
-    raise AssertionError
-
-
-def documents() -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    return [torch.randint(4, 260, (n,), generator=generator) for n in LENGTHS]
-
-
-def packed(model, parts: list[torch.Tensor], **more) -> torch.Tensor:
-    """The logits of one packed row."""
-    ends = torch.tensor([0, *[len(part) for part in parts]]).cumsum(0).int()
-    numbers = torch.repeat_interleave(torch.arange(len(parts)), ends.diff())[None].int()
-    positions = torch.cat([torch.arange(len(part)) for part in parts])[None]
-    bounds = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "seq_idx": numbers}
-    longest = int(ends.diff().max())
-    bounds |= {"max_length_q": longest, "max_length_k": longest, "use_cache": False, **more}
-    return model(input_ids=torch.cat(parts)[None], position_ids=positions, **bounds).logits[0]
-
-
-def gradients(model, logits: torch.Tensor, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    (logits * torch.sin(torch.arange(logits.numel()).view_as(logits))).sum().backward()
-    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -70,10 +31,7 @@ def test_packed_equals_separate(architecture, checkpointing, tiny_model_dir):
     assert sum(documentwise.install(model).values()) >= 1
     found = packed(model, parts)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
-    got = gradients(model, found, torch.cat(parts))
-    assert got.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        assert (got[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, name
+    assert_equal_gradients(gradients(model, found, torch.cat(parts)), wanted)
 
 
 @pytest.mark.parametrize("architecture", ["lfm2", "mamba2"])
