@@ -13,6 +13,7 @@ import yaml
 
 _MAX_BYTES = 1 << 18  # of a file; a configuration has a few thousand, and a data set given by mistake would take hours
 _MAX_DIGITS = 100  # of a number; YAML reads 1:1:1 too, to the base of 60, in time that grows with the square
+_MAX_DEPTH = 100  # of a YAML file; the interpreter's own limit is another in a process that has compiled a model
 _MAX_VALUES = 100_000  # in a YAML file once its aliases are followed: a few lines of them can stand for billions
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -21,6 +22,17 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _Loader(yaml.SafeLoader):
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            line = self.peek_event().start_mark.line + 1
+            raise ValueError(f"nested too deeply: more than {_MAX_DEPTH} levels on line {line}")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)
         if node.tag in _NUMBERS and len(value) > _MAX_DIGITS:

@@ -94,6 +94,20 @@ def test_hostile_recipes_are_refused(tmp_path, capsys, content, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_depth_is_the_files_and_not_the_interpreters(tmp_path):
+    """Whoever compiles a model raises the interpreter's limit; the same file is refused, and one of 90 levels read."""
+    limit = sys.getrecursionlimit()
+    path = tmp_path / "recipe.yaml"
+    try:
+        sys.setrecursionlimit(10 * limit)
+        path.write_text("\n".join(" " * i + "a:" for i in range(101)))
+        assert "nested too deeply: more than 100 levels on line 100" in str(outcome(path))
+        path.write_text(HEAD + "a: " + "[" * 90 + "]" * 90)
+        assert "unknown key" in str(outcome(path))
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 def test_the_command_exits_without_a_traceback(tmp_path):
     (tmp_path / "recipe.yaml").write_text(BOMB + '"\\ud800": &a [*a')
     for path in (tmp_path / "recipe.yaml", tmp_path, "/dev/zero", tmp_path / "none.yaml"):
