@@ -16,7 +16,7 @@ from tests.support.training import kill
 CHECKS = [stage.name for stage in STAGES if "bench_gpu" not in stage.module[0]]
 MEASURED = [stage.name for stage in STAGES if stage.name not in CHECKS]
 SKIPPED = {"test_liger_kernels", "test_fsdp2_with_one_process"}  # an absent package; what only a GPU has
-LIMIT = 580  # seconds; a machine at rest takes less than 120
+LIMIT = 1000  # seconds; a machine at rest takes less than 120, and a busy one has taken 560
 
 
 @pytest.fixture(scope="module")
