@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SCRIPTS := $(wildcard slurm/*.sh slurm/*.sbatch tests/cluster/*.sh tests/gpu/*.sh .ci/run)
+SCRIPTS := $(wildcard slurm/*.sh slurm/*.sbatch tests/cluster/*.sh tests/gpu/*.sh tests/support/*.sh .ci/run)
 
 # Much of a test is waiting for processes: one worker more than there are cores.
 WORKERS ?= $(shell expr $$(nproc) + 1)
