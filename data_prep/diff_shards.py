@@ -1,6 +1,6 @@
 """Entry: what differs between two shard directories: recipe, counts, documents.
 
-    python -m data_prep.diff_shards DIR_A DIR_B [--examples N] [--json]
+    packhaul diff DIR_A DIR_B [--examples N] [--json]
 
 Conversations are compared by their content, the ids and labels of their documents, wherever they are packed. Only
 manifests and documents/ are read. Exit code as diff(1): 0 if the directories hold the same, 1 if not, 2 if one cannot

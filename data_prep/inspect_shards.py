@@ -1,6 +1,6 @@
 """Entry: verifies a shard directory and shows what the model will really see.
 
-    python -m data_prep.inspect_shards DIR [--rows N] [--split train|eval]
+    packhaul inspect DIR [--rows N] [--split train|eval]
 
 Checks every file's hash and every row's invariants, then prints packed rows document by document: trained tokens in
 green, the others dim. Exit code 0 if sound, 1 if not, 2 if it is no complete shard directory.

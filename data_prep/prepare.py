@@ -1,6 +1,6 @@
 """Entry: raw instruction data -> packed, pre-tokenized shards, in three restartable stages.
 
-    python -m data_prep.prepare --recipe configs/data/X.yaml --output DIR [--num-workers N]
+    packhaul prepare --recipe configs/data/X.yaml --output DIR [--num-workers N]
 
 tokenize (parallel, by slices of rows) -> plan (one process, reads lengths and hashes) -> pack (parallel, by shard).
 The bytes are the same for any number of workers, and after any number of kills and reruns: a rerun skips what is done.

@@ -21,12 +21,6 @@ def speaker(module: str) -> str:
     return _started_as(module) or module.rpartition(".")[2]
 
 
-def next_command(module: str) -> str:
-    """How the user may start another command, in the words of this one: "packhaul export", or python -m."""
-    name = module.rpartition(".")[2].replace("_", "-")
-    return f"{PROGRAM} {name}" if _started_as(_LAUNCHED) else f"python -m {module}"
-
-
 def _started_as(module: str) -> str | None:
     """packhaul.command puts its own name and the command's in the place of the program's path."""
     started = sys.argv[0] if sys.argv else ""

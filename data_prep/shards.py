@@ -216,12 +216,12 @@ def read_manifest(directory: str | Path) -> Any:
     directory = Path(directory)
     path = directory / MANIFEST
     if not directory.is_dir():
-        raise ValueError(f"shard directory {directory}: no such directory; make it with `python -m data_prep.prepare`")
+        raise ValueError(f"shard directory {directory}: no such directory; make it with `packhaul prepare`")
     list(directory.iterdir())  # a network file system may remember for a minute that the file was not there
     if not path.exists():
         raise ValueError(
             f"shard directory {directory} has no {MANIFEST}: its preparation has not finished. Run the same "
-            "`python -m data_prep.prepare` command again; it goes on where it stopped"
+            "`packhaul prepare` command again; it goes on where it stopped"
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))

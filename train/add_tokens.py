@@ -1,6 +1,6 @@
 """Entry: add embedding rows to a model for tokens that only the shards' tokenizer has.
 
-    python -m train.add_tokens --model MODEL --data SHARDS --output FOLDER [--untie]
+    packhaul add-tokens --model MODEL --data SHARDS --output FOLDER [--untie]
 
 For a chat template with turn tokens that the base model does not have. Train from FOLDER. Full fine-tuning trains the
 new rows as any others; with LoRA, `lora_modules_to_save: [embed_tokens, lm_head]` trains and saves them, which needs a

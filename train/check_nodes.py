@@ -1,7 +1,7 @@
 """Entry: check every node of a job before the training, and name those that are unfit.
 
-    srun --ntasks-per-node=1 python -m train.check_nodes        (slurm/train.sbatch runs it before the training)
-    python -m train.check_nodes --gpus-only                     (this machine's GPUs alone, without SLURM)
+    srun --ntasks-per-node=1 packhaul check-nodes        (slurm/train.sbatch runs it before the training)
+    packhaul check-nodes --gpus-only                     (this machine's GPUs alone, without SLURM)
 
 One task on each node looks at its GPUs (driver, errors, who holds memory, speed), limits, folders, network interface
 and versions; the first node compares the answers. Then all GPUs add up a tensor over the network that the training

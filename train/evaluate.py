@@ -1,6 +1,6 @@
 """Entry: benchmarks of an export by lm-evaluation-harness, with the results next to the report of its run.
 
-    python -m train.evaluate --export DIR --tasks TASK,TASK [--run RUN_DIR] [any option of `lm-eval run`]
+    packhaul evaluate --export DIR --tasks TASK,TASK [--run RUN_DIR] [any option of `lm-eval run`]
 
 Needs the extra `evaluate`. The harness runs in a process of its own (--num_processes: in several, each with a copy of
 the model), asks through the chat template of the export, and loads it in its own dtype. What it reports goes to
@@ -100,7 +100,7 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog=usage_name("train.evaluate"), description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--export", required=True, metavar="DIR", help="a folder made by train.export")
+    add("--export", required=True, metavar="DIR", help="a folder made by packhaul export")
     add("--run", metavar="RUN_DIR", help="the run that it is of, which takes the results (default: the export itself)")
     add("--num_processes", type=whole_number, default=1, metavar="N", help="copies of the model, each on one GPU")
     add("--no_chat_template", action="store_true", help="ask with the bare text of the tasks, as base models are")

@@ -1,6 +1,6 @@
 """Entry: export a run or a checkpoint as a Hugging Face folder.
 
-    python -m train.export --checkpoint RUN_DIR_OR_CHECKPOINT --output DIR
+    packhaul export --checkpoint RUN_DIR_OR_CHECKPOINT --output DIR
 
 The folder holds safetensors, the tokenizer of the shards with the chat template for serving, and a generation config
 that stops at every token that ends an answer. Plain AutoModelForCausalLM and AutoTokenizer load it. It is written under
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep import secret_texts
-from data_prep.program_name import next_command, refusal, usage_name
+from data_prep.program_name import refusal, usage_name
 from train.checkpoint.shard_files import MODEL
 from train.config.flag_types import boolean, positive
 from train.run.atomic_files import DIGEST, flush, rename, write_json_atomically, write_text_atomically
@@ -63,8 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         if licence.license == UNKNOWN:
             print("note: the licence in README.md is unknown: say which with --license, such as --license apache-2.0")
-        ask = next_command("train.generate")
-        print(f'exported to {output}; ask it something: {ask} --model {output} --prompt "..."')
+        print(f'exported to {output}; ask it something: packhaul generate --model {output} --prompt "..."')
         if options.push_to_hub:
             print(f"pushed to {push(output, options.push_to_hub, private=options.private)}")
     except ValueError as error:

@@ -1,9 +1,9 @@
 """Entry: answers of a model, or of several next to each other: streamed, from files, or in a conversation.
 
-    python -m train.generate --model DIR --prompt "..." [--prompt "..."] [--repeat 10] [--base_model DIR]
-    python -m train.generate --model DIR --prompts FILE [--batch_size 8] [--output FILE.jsonl]
-    python -m train.generate --compare DIR DIR ... --prompt "..."
-    python -m train.generate --model DIR --chat
+    packhaul generate --model DIR --prompt "..." [--prompt "..."] [--repeat 10] [--base_model DIR]
+    packhaul generate --model DIR --prompts FILE [--batch_size 8] [--output FILE.jsonl]
+    packhaul generate --compare DIR DIR ... --prompt "..."
+    packhaul generate --model DIR --chat
 
 DIR is an export, a run, a checkpoint or an adapter. Of several models one at a time is in memory, and the answers are
 printed when all have answered. Sampling options have the names of transformers; what is not given is the model's own

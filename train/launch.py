@@ -1,5 +1,6 @@
 """Entry: `accelerate launch`, with the same flags, that adds nothing of its own to how a run ends.
 
+    packhaul train --launch NAME --config configs/train/X.yaml
     python -m train.launch --config_file configs/accelerate/NAME.yaml -m train.sft --config configs/train/X.yaml
 
 `accelerate launch` prints a traceback of its own after whatever a training process has said, ends with 1 for every exit

@@ -1,8 +1,8 @@
 """Entry: check a run before a GPU is held, in seconds; without torch, but for the names of LoRA's targets.
 
-    python -m train.preflight --config configs/train/X.yaml [--accelerate_config configs/accelerate/NAME.yaml]
+    packhaul preflight --config configs/train/X.yaml [--accelerate_config configs/accelerate/NAME.yaml]
         [--nodes N --gpus_per_node N --gpu_memory_gib GIB --suggest]    # memory, disk and hours as well
-    python -m train.preflight --model ID    # of a model alone
+    packhaul preflight --model ID    # of a model alone
 
 `train.sft` runs the same checks as its first step. Exit code 0 with a summary, or 2 with every problem found.
 """

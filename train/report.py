@@ -1,11 +1,11 @@
 """One page of a run, or of several side by side: curves, restarts, answers, checkpoints, data, options, commands.
 
-    python -m train.report RUN_DIR... [--output FILE] [--scores FILE...]
+    packhaul report RUN_DIR... [--output FILE] [--scores FILE...]
 
 One file without scripts or links, by default report.html in the first RUN_DIR. A run that evaluates writes it itself at
 each evaluation, so that it can be opened while it trains. Reads the run directories and the shards; ends with 2 if
-there is nothing to report. With --scores, files of train.score: the documents of each source with the highest loss, and
-of two models those that changed most.
+there is nothing to report. With --scores, files of `packhaul score`: the documents of each source with the highest
+loss, and of two models those that changed most.
 """
 
 from __future__ import annotations

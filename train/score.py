@@ -1,7 +1,7 @@
 """Entry: the loss of each document of a split under a model; where labels are wrong, the worst ones show it.
 
-    python -m train.score MODEL SHARDS [--split eval] [--output scores.jsonl] [--worst 10]
-    python -m train.score MODEL SHARDS --part 2/8     # the second eighth, into a file of its own
+    packhaul score MODEL SHARDS [--split eval] [--output scores.jsonl] [--worst 10]
+    packhaul score MODEL SHARDS --part 2/8     # the second eighth, into a file of its own
 
 MODEL is an export or an id on the hub. Each document is scored by itself. Killed and run again, it goes on where it
 stopped. A line has source, raw row, packed row, tokens, trained tokens, loss (mean over trained tokens, in nats; null
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=usage_name(_MODULE), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", metavar="MODEL", help="a folder made by train.export, or an id on the hub")
+    parser.add_argument("model", metavar="MODEL", help="a folder made by packhaul export, or an id on the hub")
     parser.add_argument("shards", metavar="SHARDS", help="a shard directory")
     parser.add_argument("--split", choices=("eval", "train"), default="eval")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: scores-SPLIT.jsonl in the model's folder")

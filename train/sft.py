@@ -1,7 +1,7 @@
 """Entry: completion-only supervised fine-tuning on packed shards.
 
-    accelerate launch --config_file configs/accelerate/NAME.yaml \\
-        -m train.sft --config configs/train/X.yaml [--option value]
+    packhaul train --launch NAME --config configs/train/X.yaml [--option value]
+    accelerate launch --config_file configs/accelerate/NAME.yaml -m train.sft ...    # the same, by the module
 
 Run the same command again after a crash or a preemption: it goes on from the newest complete checkpoint.
 """
@@ -15,7 +15,6 @@ from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.program_name import next_command
 from train.checks.unused_packages import end_start, leave_out_unused
 from train.checks.world import check_one_gpu, check_world_size
 from train.config.run_config import RunConfig, load_run_config
@@ -196,7 +195,7 @@ def _train(config: RunConfig, signals: Signals, held: ExitStack) -> bool:
     starts.end(starts.COMPLETE, step=steps)
     report_better_base(trainer)
     after_run.keep(trainer, config, manifest, memory_before)
-    log.info(f"done after {steps} steps: {run_dir}. Next: {next_command('train.export')} --checkpoint {run_dir}")
+    log.info(f"done after {steps} steps: {run_dir}. Next: packhaul export --checkpoint {run_dir}")
     return False
 
 

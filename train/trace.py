@@ -1,8 +1,8 @@
 """Entry: which documents a step of a run trained, and when a document was trained, or why never.
 
-    python -m train.trace RUN --step 1200 [--decode]
-    python -m train.trace RUN --document SOURCE:ROW
-    python -m train.trace RUN --text "..."
+    packhaul trace RUN --step 1200 [--decode]
+    packhaul trace RUN --document SOURCE:ROW
+    packhaul trace RUN --text "..."
 
 Shards, data_seed and the rows of a step decide this alone, whatever the world size and however often the run was
 resumed. ROW is the number of the raw row in its source, from 0. Nothing is written, and no model is loaded.

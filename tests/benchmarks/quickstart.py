@@ -165,11 +165,11 @@ Where it is:
   {output}/logs         what each step printed
 
 Ask it:
-  python -m train.generate --model {output}/export --prompt $'단어를 거꾸로 쓰세요.\\n\\n나비'
+  packhaul generate --model {output}/export --prompt $'단어를 거꾸로 쓰세요.\\n\\n나비'
 
 Next, your own data and a model from the hub, on one GPU: set `tokenizer: Qwen/Qwen3-0.6B` and your file's `path`
 in configs/data/example_local.yaml, then
-  python -m data_prep.prepare --recipe configs/data/example_local.yaml --output runs/mine/shards
+  packhaul prepare --recipe configs/data/example_local.yaml --output runs/mine/shards
   accelerate launch --config_file configs/accelerate/single_gpu.yaml \\
     -m train.sft --config configs/train/example_lora.yaml --data runs/mine/shards \\
     --model_name_or_path Qwen/Qwen3-0.6B --output_dir runs/mine/run --run_name mine

@@ -1,4 +1,4 @@
-"""The node check's GPU part on this machine: `python -m train.check_nodes --gpus-only`, its findings as figures.
+"""The node check's GPU part on this machine: `packhaul check-nodes --gpus-only`, its findings as figures.
 
 python -m tests.gpu.node_check [--dry-run]
 """

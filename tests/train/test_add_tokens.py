@@ -96,10 +96,10 @@ def flags(shards, model, run, *more):
 
 def test_what_would_not_train_them_is_refused(larger, shards, tiny_model_dir, tmp_path):
     found = flags(shards, larger[0], tmp_path)
-    assert "give it rows for them: python -m train.add_tokens" in found
+    assert "give it rows for them: packhaul add-tokens" in found
     assert flags(shards, larger[1], tmp_path) == ""
     lora = ["--use_peft", "--lora_target_modules", "q_proj"]
     assert "write [embed_tokens, lm_head]" in flags(shards, larger[1], tmp_path, *lora)
     assert flags(shards, larger[1], tmp_path, *lora, "--lora_modules_to_save", *WHOLE) == ""
     add_tokens(str(larger[0]), shards, tmp_path / "tied")
-    assert "train.add_tokens --untie" in flags(shards, tmp_path / "tied", tmp_path, *lora)
+    assert "packhaul add-tokens --untie" in flags(shards, tmp_path / "tied", tmp_path, *lora)

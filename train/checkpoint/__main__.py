@@ -1,4 +1,4 @@
-"""`python -m train.checkpoint`: list, verify and prune the checkpoints of a run, without torch."""
+"""`packhaul checkpoint`: list, verify and prune the checkpoints of a run, without torch."""
 
 from __future__ import annotations
 

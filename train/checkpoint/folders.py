@@ -1,6 +1,6 @@
 """Checkpoint folders: published by a marker that is written last, read, verified, quarantined, deleted in rotation.
 
-    python -m train.checkpoint list|verify|prune RUN_DIR
+    packhaul checkpoint list|verify|prune RUN_DIR
 
 A checkpoint is written (`train.checkpoint.saving`) under a name that nothing takes for one. It gets its name when
 `complete.json`, written last and atomically, lists every file with its size and digest. A folder counts only when all

@@ -170,7 +170,7 @@ def best_loadable(trainer: CheckpointedTrainer) -> Iterator[bool]:
         log.warning(
             f"the best checkpoint, {path}, is of another ZeRO stage, or has experts under ZeRO-3 on other processes, "
             "and is not loaded: the final model is that of the last step. The best one: "
-            f"python -m train.export --checkpoint {path}"
+            f"packhaul export --checkpoint {path}"
         )
         yield False
         return
@@ -211,7 +211,7 @@ def _check_possible(found: Checkpoint, before: dict[str, Any], here: dict[str, A
     was, now = map(_name_of, (before, here))
     raise ValueError(
         f"{found.path} was written with {was}, this launch has {now}: the optimizer states cannot be taken over. "
-        "Launch it as before, or make a model of it with train.export and begin a new run from that"
+        "Launch it as before, or make a model of it with packhaul export and begin a new run from that"
     )
 
 
@@ -222,7 +222,7 @@ def _check_experts(found: Checkpoint, before: dict[str, Any], here: dict[str, An
         raise ValueError(
             f"{found.path} was written with expert parallelism under ZeRO-{was}, this launch has ZeRO-{now}: "
             "DeepSpeed keeps the states of experts in another order there. Launch it as before, or make a model of it "
-            "with train.export and begin a new run from that"
+            "with packhaul export and begin a new run from that"
         )
     if config.own.reinitialize_optimizer and _has_rigid_experts(here):
         raise ValueError(

@@ -142,7 +142,7 @@ def _check_folder(config: RunConfig) -> Iterator[str]:
             yield f"model_name_or_path: {model} {reason} (`hf download {model}`)"
         return
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        yield f"model_name_or_path: {model} holds an adapter, not a model: merge it first with python -m train.export"
+        yield f"model_name_or_path: {model} holds an adapter, not a model: merge it first with packhaul export"
     elif not (folder / "config.json").exists():
         yield f"model_name_or_path: expected config.json in {model}, found none: give the folder of a saved model"
     elif not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
@@ -188,7 +188,7 @@ def _check_added_rows(settings: dict[str, Any], config: RunConfig) -> Iterator[s
     if settings.get("tie_word_embeddings", True):
         yield (
             "use_peft: this model has rows for new tokens in one matrix for embeddings and head, which adapters cannot "
-            "train as one: make it again with python -m train.add_tokens --untie, or train all weights"
+            "train as one: make it again with packhaul add-tokens --untie, or train all weights"
         )
 
 
@@ -213,7 +213,7 @@ def _check_vocabulary(path: Path, settings: dict[str, Any], config: RunConfig, m
             yield (
                 f"{path}: vocab_size is {size:,}, the shards hold token id {largest:,}: they were made with "
                 "another tokenizer than the model's; prepare the data with the model's tokenizer, or, if the template "
-                "needs tokens that the model does not have, give it rows for them: python -m train.add_tokens"
+                "needs tokens that the model does not have, give it rows for them: packhaul add-tokens"
             )
     own, theirs = Path(config.own.data) / TOKENIZER_DIR / "tokenizer.json", model_file(config, "tokenizer.json")
     if theirs is None or not own.exists() or own.read_bytes() == theirs.read_bytes():

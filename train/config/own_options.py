@@ -17,7 +17,7 @@ def _own(help_text: str, default: Any = None, choices: tuple[str, ...] = ()) -> 
 class OwnOptions:
     """What the libraries have no option for."""
 
-    data: str = _own("Shard directory made by data_prep.prepare. Required.", "")
+    data: str = _own("Shard directory made by packhaul prepare. Required.", "")
     expected_world_size: int | None = _own("Refuse to train with another number of processes than this.")
     expected_distributed_type: str | None = _own(
         "Refuse to train with another distributed type than this, as accelerate names it.",
@@ -84,7 +84,7 @@ class OwnOptions:
     )
     sample_questions: str | None = _own(
         "File of questions of your own that are answered as well: one on each line, or .jsonl rows of prompt or "
-        "messages, as train.generate --prompts reads them. The same ones before and after show what is forgotten."
+        "messages, as packhaul generate --prompts reads them. The same ones before and after show what is forgotten."
     )
     sample_max_new_tokens: int = _own("Longest such answer, in tokens.", 64)
     early_stopping_patience: int | None = _own(
@@ -112,7 +112,7 @@ PACKED_ROWS: dict[str, Any] = {
 # before the first step.
 OWN_DEFAULTS: dict[str, Any] = {"logging_nan_inf_filter": False, "eval_on_start": True}
 REQUIRED = {
-    "data": "the shard directory made by data_prep.prepare",
+    "data": "the shard directory made by packhaul prepare",
     "output_dir": "the run directory, where checkpoints and the final model go",
     "model_name_or_path": "the folder or hub id of the model to train",
 }

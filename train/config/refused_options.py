@@ -99,7 +99,7 @@ RENAMED: dict[str, str] = {
     "no_cuda": "write use_cpu",
     "overwrite_output_dir": "choose another output_dir: a run goes on from the newest complete checkpoint in its own",
     "logging_dir": "set TENSORBOARD_LOGGING_DIR in the environment",
-    "dataset_name": "write data, with the folder that data_prep.prepare made",
+    "dataset_name": "write data, with the folder that packhaul prepare made",
     "model_name": "write model_name_or_path",
 }
 

@@ -1,6 +1,6 @@
 """The run configuration: one YAML file and flags, read, checked and handed to the libraries.
 
-    python -m train.sft --config configs/train/X.yaml --learning_rate 1e-5 --lora_target_modules q_proj v_proj
+    packhaul train --config configs/train/X.yaml --learning_rate 1e-5 --lora_target_modules q_proj v_proj
 
 A run's options are those of trl's SFTConfig (transformers' TrainingArguments included), those of trl's ModelConfig, and
 the few of `OwnOptions`, by the same names. A flag wins over the file.

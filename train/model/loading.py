@@ -111,10 +111,10 @@ def check_vocabulary(model: Any, manifest: Manifest, pad_token_id: int | None = 
     if largest >= rows:
         raise ValueError(
             f"the shards hold the token id {largest:,}, the model has embeddings for {rows:,} tokens: prepare the data "
-            "with the model's own tokenizer, or give the model rows for them with python -m train.add_tokens"
+            "with the model's own tokenizer, or give the model rows for them with packhaul add-tokens"
         )
     if pad_token_id is not None and pad_token_id >= rows:
         raise ValueError(
             f"rows are filled up, and the tokenizer pads with the id {pad_token_id:,}, the model has embeddings for "
-            f"{rows:,} tokens: leave out pad_to_multiple_of and sequence_parallel, or use train.add_tokens"
+            f"{rows:,} tokens: leave out pad_to_multiple_of and sequence_parallel, or use packhaul add-tokens"
         )

@@ -1,4 +1,4 @@
-"""The scores of `train.score` in the page of a run: of each source the worst documents, and those that changed most."""
+"""The scores of `packhaul score` in the page of a run: the worst documents of each source, those that changed most."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_all(files: Iterable[Path], record: dict[str, Any]) -> list[Scores]:
     """The scores of each model in these files, the run's base model first; parts of one file count as one.
 
     Raises:
-        ValueError: a file is none of train.score, or of other shards or another split than the others.
+        ValueError: a file is none of packhaul score, or of other shards or another split than the others.
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     splits: dict[str, Path] = {}
@@ -47,7 +47,7 @@ def read_all(files: Iterable[Path], record: dict[str, Any]) -> list[Scores]:
 
 def _check(file: Path, head: dict[str, Any], record: dict[str, Any]) -> None:
     if lacks := [name for name in ("model", "split", "manifest_sha256") if name not in head]:
-        raise ValueError(f"{file}: expected a file of train.score, its first line lacks {', '.join(lacks)}")
+        raise ValueError(f"{file}: expected a file of packhaul score, its first line lacks {', '.join(lacks)}")
     if record.get("manifest_sha256") not in (None, head["manifest_sha256"]):
         raise ValueError(
             f"{file} holds scores of other shards (manifest {str(head['manifest_sha256'])[:12]}, the run's is "

@@ -84,4 +84,4 @@ def read_scores(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         head, *rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
         return dict(head), rows
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: expected a file of train.score: {error}") from None
+        raise ValueError(f"{path}: expected a file of packhaul score: {error}") from None

@@ -82,7 +82,7 @@ def check_base(base: Base) -> None:
     if other := difference(base.digests, model_digests(base.path, base.revision)):
         raise ValueError(
             f"{base.path} is not the base model that the adapter was trained on: it has {other}. Give that one: "
-            "--base_model of train.export"
+            "--base_model of packhaul export"
         )
 
 

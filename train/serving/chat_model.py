@@ -103,7 +103,7 @@ class ChatModel:
                 cannot ask for what `enable_thinking` says, or does not read one of the variables.
         """
         if not self.tokenizer.chat_template:
-            raise ValueError(f"{self.name}: the tokenizer has no chat template: export the model with train.export")
+            raise ValueError(f"{self.name}: the tokenizer has no chat template: export the model with packhaul export")
         more = chat_template_kwargs or {}
         self._check_read(more, tools)
         messages = place_reasoning(messages, self._text)

@@ -238,4 +238,4 @@ def _tokenizer_of(path: str) -> str:
 
 
 def _how_to_export(path: str) -> str:
-    return f"run\n  python -m train.export --checkpoint {path} --output DIR\nand give DIR"
+    return f"run\n  packhaul export --checkpoint {path} --output DIR\nand give DIR"

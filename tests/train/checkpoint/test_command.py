@@ -1,4 +1,4 @@
-"""`python -m train.checkpoint`: what it prints, its exit codes, and that it answers at once."""
+"""`packhaul checkpoint`: what it prints, its exit codes, and that it answers at once."""
 
 from __future__ import annotations
 

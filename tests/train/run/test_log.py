@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from data_prep.program_name import next_command, speaker
+from data_prep.program_name import speaker
 from train.run import log, preemption
 
 LOGGER = logging.getLogger("train.checkpoint.saving")
@@ -30,7 +30,6 @@ def test_a_process_that_packhaul_train_has_launched_speaks_as_it(monkeypatch, ca
     preemption._tell("Ctrl-C")
     assert capsys.readouterr().out == "packhaul train: saved\n"
     assert speaker("train.export") == "export"
-    assert next_command("train.export") == "packhaul export"
 
 
 def test_a_handler_of_the_root_logger_does_not_repeat_them(capsys):

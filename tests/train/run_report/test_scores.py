@@ -115,9 +115,9 @@ def test_without_the_shards_documents_are_shown_by_their_numbers(run, shards, tm
         ({"manifest_sha256": "0" * 64}, "holds scores of other shards"),
         ({"split": "eval"}, "expected scores of one split, found train and eval"),
         ({"model": None}, None),
-        ("half", "expected a file of train.score"),
+        ("half", "expected a file of packhaul score"),
         ("no head", "its first line lacks model, split, manifest_sha256"),
-        ("empty", "expected a file of train.score"),
+        ("empty", "expected a file of packhaul score"),
     ],
 )
 def test_what_is_no_file_of_scores_of_this_run_is_refused(change, said, run, shards, tmp_path, capsys):

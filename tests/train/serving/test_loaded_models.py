@@ -29,7 +29,7 @@ def test_what_is_not_an_exported_model_is_refused_with_a_hint(tmp_path):
         (folder / sign).parent.mkdir(parents=True)
         (folder / sign).touch()
         (folder / "config.json").touch()
-        assert f"python -m train.export --checkpoint {folder} --output DIR" in refused(folder)
+        assert f"packhaul export --checkpoint {folder} --output DIR" in refused(folder)
 
 
 def test_an_unknown_hub_id_is_one_clear_error():
@@ -49,7 +49,7 @@ def test_a_run_and_a_checkpoint_are_asked_as_they_are(taught, tmp_path, capsys):
         assert "checkpoint-150 (step 150), as it was trained and not exported" in captured.err
     (run / "checkpoint-150" / "model.safetensors").unlink()
     publish(run / "checkpoint-150", step=150, world_size=1, extra={})
-    with pytest.raises(SystemExit, match=r"weights in parts, one for each process: run\n  python -m train.export"):
+    with pytest.raises(SystemExit, match=r"weights in parts, one for each process: run\n  packhaul export"):
         ask(run, "--prompt", "x")
 
 
