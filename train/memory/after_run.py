@@ -38,7 +38,7 @@ def keep(trainer: Any, config: RunConfig, manifest: Manifest, before: float) -> 
     if in_grace_period or not trainer.is_world_process_zero() or not trainer.meter.memory:
         return
     try:
-        found = measured(trainer, before)
+        found = {**measured(trainer, before), **_conditions(trainer, manifest)}
         found |= estimated(trainer, config, manifest, found["memory_peak_gib"] - before)
         _keep(trainer, found)
     except Exception as error:  # whatever it is: figures are no reason to fail a run
@@ -57,6 +57,16 @@ def measured(trainer: Any, before: float) -> dict[str, Any]:
         "memory_peak_gib": trainer.meter.memory,
         **({"memory_before_gib": before} if before else {}),
     }
+
+
+def _conditions(trainer: Any, manifest: Manifest) -> dict[str, Any]:
+    """Under which the rate was measured, for another run's preflight."""
+    from train.checks.launch import launch_from_environment
+    from train.memory.from_run import sharding_of
+    from train.memory.measured_speed import conditions
+
+    sharding = sharding_of(launch_from_environment(), trainer.args.world_size)
+    return conditions(sharding, manifest["seq_len"])
 
 
 def estimated(trainer: Any, config: RunConfig, manifest: Manifest, taken: float) -> dict[str, float]:

@@ -10,12 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train.config.own_options import OwnOptions
 from train.config.run_config import RunConfig
+from train.memory.setting import Setting, Sharding
 
 RECORD = "run.json"  # as train.run.run_record writes it, with what train.memory.after_run adds
 _RATE = "tokens_per_second_per_gpu"
-# Options that decide what a token costs; a run that differs in one is not taken unasked.
-_DECIDING = ("use_peft", "load_in_4bit", "load_in_8bit", "gradient_checkpointing", "torch_compile", "bf16", "fp16")
+# What decides what a token costs, by their values, given or not; a run that differs in one is not taken unasked. Batch
+# and accumulation: how much work there is for each kernel, and for each exchange and optimizer step.
+_ADAPTERS = ("use_peft", "lora_r", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save", "use_dora")
+_WEIGHTS = ("dtype", "load_in_4bit", "load_in_8bit", "bf16", "fp16", "tf32", "optim")
+_COMPUTE = ("attn_implementation", "use_liger_kernel", "torch_compile", "torch_compile_backend", "torch_compile_mode")
+_MEMORY = ("gradient_checkpointing", "activation_offloading")
+_STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")
+_DECIDING = ("model_name_or_path", *_ADAPTERS, *_WEIGHTS, *_COMPUTE, *_MEMORY, *_STEP)
+_DECIDING_OWN = ("bf16_copies", "keep_logits_gib", "sequence_parallel")
 
 
 @dataclass(frozen=True)
@@ -53,26 +62,43 @@ def speed_of(folder: Path) -> Speed | None:
     return Speed(rate, text)
 
 
-def speed_nearby(config: RunConfig, device: str | None) -> Speed | None:
-    """Of the newest finished run next to this one's output_dir, of the same model, options and device.
+def speed_nearby(config: RunConfig, setting: Setting, device: str | None) -> Speed | None:
+    """Of the newest finished run next to this one's output_dir, of the same model, options, processes and device.
 
     Args:
+        setting: of this run.
         device: name of the GPU, or a part of its words, such as H100; None takes any.
     """
+    here = {**_deciding(config), **conditions(setting.sharding, setting.seq_len)}
     folder = Path(config.sft["output_dir"]).absolute().parent
-    files = [file for file in folder.glob(f"*/{RECORD}") if _is_alike(_read_or_none(file), config, device)]
+    files = [file for file in folder.glob(f"*/{RECORD}") if _is_alike(_read_or_none(file), here, device)]
     newest = max(files, key=lambda file: file.stat().st_mtime, default=None)
     return speed_of(newest.parent) if newest else None
 
 
-def _is_alike(record: Mapping[str, Any], config: RunConfig, device: str | None) -> bool:
+def conditions(sharding: Sharding, seq_len: int) -> dict[str, Any]:
+    """What decides what a token costs, besides options: kept in run.json next to the throughput."""
+    return {"sharding": str(sharding), "processes": sharding.processes, "seq_len": seq_len}
+
+
+def _is_alike(record: Mapping[str, Any], here: Mapping[str, Any], device: str | None) -> bool:
     measured = record.get("measured") or {}
-    options, own = record.get("options") or {}, {**config.sft, **config.model}
-    is_there = _is_named(device, measured.get("device", ""))
-    same_model = record.get("model_name_or_path") == own.get("model_name_or_path")
-    return (
-        bool(measured.get(_RATE)) and is_there and same_model and all(options.get(n) == own.get(n) for n in _DECIDING)
-    )
+    if not measured.get(_RATE) or not _is_named(device, measured.get("device", "")):
+        return False
+    there = {**measured, **_deciding(_config_of(record))}
+    return all(there.get(name) == value for name, value in here.items())
+
+
+def _deciding(config: RunConfig) -> dict[str, Any]:
+    own = {name: getattr(config.own, name) for name in _DECIDING_OWN}
+    return {**own, **{name: config.value(name) for name in _DECIDING}, "optim": config.optim}
+
+
+def _config_of(record: Mapping[str, Any]) -> RunConfig:
+    """Its options; those of ours that are not looked at are left at their defaults."""
+    recorded = record.get("own_options") or {}
+    own = OwnOptions(**{name: recorded[name] for name in _DECIDING_OWN if name in recorded})
+    return RunConfig(own=own, sft=record.get("options") or {}, model={})
 
 
 def _is_named(device: str | None, found: str) -> bool:

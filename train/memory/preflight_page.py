@@ -100,13 +100,17 @@ def _speed(config: RunConfig, manifest: Manifest, fit: Fit, asked: Asked) -> Spe
     if asked.from_run:
         return speed_of(asked.from_run) or f"{asked.from_run} has logged no throughput"
     name = asked.gpu_name or _gpu_here(config)
-    if not asked.mfu and (found := speed_nearby(config, "cpu" if config.value("use_cpu") else name)):
+    if not asked.mfu and (found := _nearby(config, fit, name)):
         return found
     peak = _peak(name, config) if name else None
     if peak is None:
         missing = f"the peak of {name} is not known" if name else "no GPU is named"
         return f"{missing}: give --gpu_name such as H100, or --from_run or --tokens_per_second of one GPU"
     return _calculated(config, manifest, fit, asked.mfu, str(name), peak)
+
+
+def _nearby(config: RunConfig, fit: Fit, name: str | None) -> Speed | None:
+    return speed_nearby(config, fit.setting, "cpu" if config.value("use_cpu") else name)
 
 
 def _calculated(config: RunConfig, manifest: Manifest, fit: Fit, mfu: float | None, name: str, peak: float) -> Speed:

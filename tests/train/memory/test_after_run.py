@@ -48,6 +48,7 @@ def test_the_estimate_stands_next_to_the_peak(options, estimate_of_a_run, tmp_pa
     assert 0 < found["memory_estimated_gib"] < 0.1  # a model of a few thousand weights
     assert found["memory_estimate_ratio"] == pytest.approx(found["memory_estimated_gib"] / max(taken, 1e-9))
     assert found["device"] == "cpu"
+    assert (found["sharding"], found["processes"], found["seq_len"]) == ("one process", 1, 256)
     assert found["tokens_per_second_per_gpu"] == pytest.approx(
         sorted(entry["tokens_per_second_per_gpu"] for entry in logged)[len(logged) // 2], rel=0.9
     )

@@ -20,6 +20,10 @@ from train.memory.skeleton import build
 from train.preflight import main
 
 SHAPE = {**SHAPES["tiny"], "num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 768, "head_dim": 64}
+STEP = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+# What a run of `gpu_flags` keeps in its run.json.
+MEASURED = {"device": "NVIDIA H200", "tokens_per_second_per_gpu": 1.0, "sharding": "one process", "processes": 1}
+MEASURED["seq_len"] = 8192
 
 
 @pytest.fixture
@@ -78,8 +82,8 @@ class TestHoursOfAnEarlierRun:
         model = gpu_flags[gpu_flags.index("--model_name_or_path") + 1]
 
         def write(name: str, **changes) -> str:
-            measured = {"device": "NVIDIA H200", "tokens_per_second_per_gpu": 1.0}
-            record = {"model_name_or_path": model, "options": {}, "world_size": 1, "measured": measured, **changes}
+            options = {"model_name_or_path": model, **STEP, **changes.pop("options", {})}
+            record = {"model_name_or_path": model, "options": options, "world_size": 1, "measured": MEASURED, **changes}
             (tmp_path / name).mkdir()
             (tmp_path / name / "run.json").write_text(json.dumps(record))
             return str(tmp_path / name)
@@ -93,7 +97,7 @@ class TestHoursOfAnEarlierRun:
         assert f"0.7 of training on 1 GPU(s), at 2 tokens/s each, measured by {named}" in capsys.readouterr().out
 
     def test_found_next_to_it(self, gpu_flags, record, capsys):
-        near = record("near")
+        near = record("near", options={"optim": "adamw_torch_fused", "learning_rate": 1.0})
         assert main([*gpu_flags, "--gpu_name", "H200"]) == 0
         line = f"1.4 of training on 1 GPU(s), at 1 tokens/s each, measured by {near}: "
         out = capsys.readouterr().out
@@ -104,13 +108,22 @@ class TestHoursOfAnEarlierRun:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"model_name_or_path": "another"},
+            {"options": {"model_name_or_path": "another"}},
             {"options": {"use_peft": True}},
-            {"measured": {"device": "NVIDIA H20", "tokens_per_second_per_gpu": 1.0}},
+            {"options": {"attn_implementation": "sdpa"}},
+            {"options": {"per_device_train_batch_size": 1}},
+            {"options": {"optim": "adamw_8bit"}},
+            {"own_options": {"bf16_copies": True}},
+            {"own_options": {"keep_logits_gib": 4.0}},
+            {"own_options": {"sequence_parallel": 2}},
+            {"measured": {**MEASURED, "device": "NVIDIA H20"}},
+            {"measured": {**MEASURED, "sharding": "ZeRO-3"}},
+            {"measured": {**MEASURED, "processes": 8}},
+            {"measured": {**MEASURED, "seq_len": 4096}},
             {"measured": None},
         ],
     )
-    def test_another_model_option_or_gpu_is_passed_over(self, changes, gpu_flags, record, capsys):
+    def test_a_run_whose_tokens_cost_something_else_is_passed_over(self, changes, gpu_flags, record, capsys):
         record("near", **changes)
         assert main([*gpu_flags, "--gpu_name", "H200"]) == 0
         assert "calculated from an MFU of 0.25 of H200" in capsys.readouterr().out
