@@ -35,7 +35,10 @@ def keep(trainer: Any, config: RunConfig, manifest: Manifest, before: float) -> 
         before: GiB, of `memory_before`.
     """
     in_grace_period = trainer.stop is not None and trainer.stop.signals.first() is not None
-    if in_grace_period or not trainer.is_world_process_zero() or not trainer.meter.memory:
+    if in_grace_period or not trainer.is_world_process_zero():
+        return
+    if not trainer.meter.memory:
+        log.info("memory: not measured: this start had no step left to log")
         return
     try:
         found = {**measured(trainer, before), **_conditions(trainer, manifest)}

@@ -29,6 +29,7 @@ from train.memory.setting import Setting
 from train.memory.skeleton import NotTraced, Skeleton
 from train.model import documentwise
 from train.model.kept_logits import GIB, keeping
+from train.model.lora_targets import without_zero3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,8 @@ def trace(skeleton: Skeleton, setting: Setting) -> Traced:
     """
     samples = skeleton.samples()
     try:
-        runs = [_Run(skeleton, layers, setting) for layers in samples]
+        with without_zero3():  # in a run under ZeRO-3, TRL's head would gather the weights
+            runs = [_Run(skeleton, layers, setting) for layers in samples]
     except NotTraced:
         raise
     except Exception as error:  # whatever a model's code meets without data

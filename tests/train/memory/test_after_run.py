@@ -86,6 +86,14 @@ def test_a_record_that_cannot_be_written_is_a_warning(options, tmp_path, monkeyp
     assert "what was measured is not kept in run.json: OSError: the disk is full" in capsys.readouterr().err
 
 
+def test_a_start_without_steps_says_so(monkeypatch):
+    said = []
+    monkeypatch.setattr(after_run.log, "info", said.append)
+    trainer = SimpleNamespace(stop=None, is_world_process_zero=lambda: True, meter=SimpleNamespace(memory=0.0))
+    after_run.keep(trainer, None, None, 0.0)
+    assert said == ["memory: not measured: this start had no step left to log"]
+
+
 def test_layers_that_take_minutes_are_not_traced(estimate_of_a_run, tiny_model_dir, monkeypatch):
     said = []
     monkeypatch.setattr(after_run.log, "info", said.append)

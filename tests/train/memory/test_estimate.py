@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import transformers
@@ -157,6 +158,13 @@ def test_what_needs_its_data_is_not_guessed(small):
         layer.__class__ = Cut
     with pytest.raises(NotTraced, match="cannot be run without data"):
         tracing.trace(broken, FULL)
+
+
+def test_within_a_run_under_zero3(small, monkeypatch):
+    expected = tracing.trace(small, FULL)
+    of_run = SimpleNamespace(is_zero3=lambda: True)
+    monkeypatch.setattr("transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref", lambda: of_run)
+    assert tracing.trace(small, FULL) == expected
 
 
 def test_layers_of_two_kinds():
