@@ -6,24 +6,29 @@
 `accelerate launch` prints a traceback of its own after whatever a training process has said, ends with 1 for every exit
 code, and does not leave Ctrl-C to the training. Here the exit code is that of the process that failed first, Ctrl-C
 reaches the training processes alone, and one line names the process that failed, unless that has said why (2, 130).
-In a job each launcher also writes how it ended: `launch-node{N}.json` in the folder of the attempt's logs.
+Each launcher also writes how it ended: `launch-node{N}.json` in the folder of the attempt's logs; outside of a job, of
+several processes, in the folder that torch's launcher made for them (train.run.spoken.shared_folder).
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.program_name import speaker
+from data_prep.program_name import PROGRAM, speaker
 from train.run.atomic_files import write_json_atomically
 from train.run.spoken import LOG_DIR
 
@@ -45,6 +50,7 @@ class End:
     code: int  # of the process that failed first, -N for one that signal N ended
     who: str
     rank: int | None = None  # where a single process is to blame
+    folder: Path | None = None  # that torch's launcher made for several processes
 
     @property
     def exit_code(self) -> int:
@@ -73,8 +79,30 @@ def _launch(argv: list[str] | None) -> End:
     for name in _QUIET:
         logging.getLogger(name).addFilter(lambda record: False)
     signal.signal(signal.SIGINT, _pass_on)
+    return _run(lambda: launch_command(args)) if os.environ.get(LOG_DIR) else _run_with_folder(launch_command, args)
+
+
+def _run_with_folder(launch_command: Callable[[Any], None], args: Any) -> End:
+    """With a folder for what is known of the end, where no job has one: it stays where a run fails."""
+    own = None if args.log_dir else tempfile.mkdtemp(prefix=f"{PROGRAM}_")
+    args.log_dir, folder = args.log_dir or own, None
     try:
-        launch_command(args)
+        end = _run(lambda: launch_command(args))
+        if end.code not in (0, 128 + signal.SIGINT):
+            folder = _newest(Path(args.log_dir).glob("*/attempt_*"))  # a user's own folder has those of earlier runs
+    finally:
+        if own and folder is None:
+            shutil.rmtree(own, ignore_errors=True)
+    return dataclasses.replace(end, folder=folder)
+
+
+def _newest(folders: Iterable[Path]) -> Path | None:
+    return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+def _run(launch: Callable[[], None]) -> End:
+    try:
+        launch()
     except subprocess.CalledProcessError as error:
         return End(code=error.returncode, who="the training process", rank=0)
     except Exception as error:
@@ -115,8 +143,8 @@ def _say(end: End) -> int:
 
 
 def _write_down(end: End) -> None:
-    """Write `launch-node{N}.json` for the job's script, which reads it after the attempt."""
-    folder, node = os.environ.get(LOG_DIR), int(os.environ.get("SLURM_NODEID", "0"))
+    """Write `launch-node{N}.json` for the job's script, which reads it after the attempt, and for the next start."""
+    folder, node = os.environ.get(LOG_DIR) or end.folder, int(os.environ.get("SLURM_NODEID", "0"))
     if not folder:
         return
     content = {"time": time.time(), "node": node, "host": socket.gethostname(), "exit_code": end.exit_code}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +16,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from train import launch
+from train.run import starts
 
 ARGUMENTS = ["--config_file", "configs/accelerate/cpu_zero2.yaml", "-m", "train.sft", "--config", "x.yaml"]
 
@@ -89,3 +93,36 @@ def test_the_end_is_written_down_for_the_job(error, written, ends_with, tmp_path
     found = json.loads(file.read_text())
     assert file.name == "launch-node3.json" and found.pop("time") > 1e9 and found.pop("host")
     assert found == {"node": 3, **written}
+
+
+def launched_outside_of_a_job(monkeypatch, tmp_path, error):
+    """The exit code, and the folder that torch's launcher made for its processes."""
+    made = []
+
+    def launch_command(args):
+        made.append(Path(args.log_dir) / "none_x/attempt_0")
+        (made[0] / "0").mkdir(parents=True)
+        if error:
+            monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(made[0] / "0/error.json"))
+            starts.begin(tmp_path, 2)
+            starts.end(starts.FAILED, "the connection was closed", consequence=True)
+            raise error
+
+    monkeypatch.delenv("PACKHAUL_LOG_DIR", raising=False)
+    monkeypatch.setattr(accelerates, "launch_command", launch_command)
+    monkeypatch.setattr(launch.signal, "signal", lambda *_: None)
+    return launch.main(ARGUMENTS), made[0]
+
+
+def test_outside_of_a_job_the_next_start_names_who_was_killed(tmp_path, monkeypatch):
+    code, folder = launched_outside_of_a_job(monkeypatch, tmp_path, failures(-15, -9))
+    (first,) = starts.read_starts(tmp_path)
+    cause = starts.left_behind(first, tmp_path)["cause"]
+    assert code == 137
+    assert re.fullmatch(r"rank 1 \(local rank 1, process 101\) on .* was killed by SIGKILL \(out of memory\?\)", cause)
+    shutil.rmtree(folder.parents[1])
+
+
+def test_a_run_that_ends_well_leaves_no_folder(tmp_path, monkeypatch):
+    code, folder = launched_outside_of_a_job(monkeypatch, tmp_path, None)
+    assert code == 0 and not folder.parents[1].exists()

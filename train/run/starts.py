@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -163,7 +164,15 @@ def _causes(start: dict[str, Any], run_dir: Path) -> Iterator[str]:
     launches = [] if logs is None else [_read(file) for file in logs.glob("launch-node*.json")]
     failed = [one for one in launches if one.get("exit_code")]
     for one in sorted(failed, key=_time):
-        yield f"{one.get('who')} on {one.get('host')} ended with exit code {one['exit_code']}, and said nothing"
+        yield f"{one.get('who')} on {one.get('host')} {_without_a_word(one['exit_code'])}"
+
+
+def _without_a_word(exit_code: int) -> str:
+    """How a process ended that left no message; 128 + N is signal N."""
+    with suppress(ValueError):
+        name = signal.Signals(exit_code - 128).name
+        return f"was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
+    return f"ended with exit code {exit_code}, and said nothing"
 
 
 def _time(found: dict[str, Any]) -> float:

@@ -83,7 +83,12 @@ def test_long_messages_are_cut(tmp_path, logs):
                 "launch-node1.json": {"time": 5, "host": "c", "exit_code": 137, "who": "rank 9"},
                 "launch-node2.json": {"time": 7, "host": "d", "exit_code": 1, "who": "rank 17"},
             },
-            "rank 9 on c ended with exit code 137, and said nothing",
+            "rank 9 on c was killed by SIGKILL (out of memory?)",
+        ),
+        ({"launch-node0.json": {"exit_code": 134, "host": "c", "who": "rank 1"}}, "rank 1 on c was killed by SIGABRT"),
+        (
+            {"launch-node0.json": {"exit_code": 1, "host": "c", "who": "rank 1"}},
+            "rank 1 on c ended with exit code 1, and said nothing",
         ),
         ({"error-rank2.json": "no mapping", "launch-node0.json": {"exit_code": 0}}, None),
     ],
