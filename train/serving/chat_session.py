@@ -73,8 +73,11 @@ class ChatSession:
                 continue
             if text == "/quit":
                 return
-            if text:
+            try:
                 self._take(text)
+            except KeyboardInterrupt:  # before an answer has begun
+                _end_as_usual()
+                self.show("[stopped]\n")
 
     def _read(self) -> str:
         lines = [self.read_line("> ")]
@@ -84,16 +87,20 @@ class ChatSession:
         return "\n".join(lines)
 
     def _take(self, text: str) -> None:
-        """A command or a question; what is wrong with it is said, and the conversation stays as it was."""
+        """A command or a question; what is wrong with it is said. Then, and where it is stopped before an answer has
+        begun, the conversation stays as it was."""
         before = list(self.turns)
         try:
             if text.startswith("/"):
                 self._command(text)
-            else:
+            elif text:
                 self._ask(text)
         except (ValueError, OSError) as error:
             self.turns = before
             self.show(f"error: {error}\n")
+        except KeyboardInterrupt:
+            self.turns = before
+            raise
 
     def _command(self, text: str) -> None:
         name, _, rest = text.partition(" ")
@@ -138,7 +145,6 @@ class ChatSession:
 
     def _answer(self) -> None:
         more = (self.tools, self.enable_thinking, self.chat_template_kwargs)
-        ids = self.model.prompt_ids(self.messages, *more)
         pieces: list[str] = []
 
         def give(piece: str) -> None:
@@ -146,14 +152,25 @@ class ChatSession:
             self.show(piece)
 
         try:
+            ids = self.model.prompt_ids(self.messages, *more)
             self.model.answer(ids, self.overrides, seed=self.seed, on_text=give)
         except KeyboardInterrupt:
+            if not pieces:
+                raise
+            _end_as_usual()
             self.show(" [stopped]")
         self.seed += 1
         self.show("\n")
         self.turns.append(
             read_turn("".join(pieces)) if self.tools else {"role": "assistant", "content": "".join(pieces)}
         )
+
+
+def _end_as_usual() -> None:
+    """After a Ctrl-C that was caught. One that comes while a text is run by `exec` or `eval` (as modules with
+    dataclasses do, and libraries import many with the first answer) is remembered by CPython, which at its end lets
+    SIGINT kill the process; the next text that is run makes it forget that."""
+    eval("None")
 
 
 def read_turn(text: str) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+from tests.conftest import ROOT
 from train.serving.chat_model import Answer
 from train.serving.chat_session import ChatSession, read_turn
 from train.serving.variation import variation
@@ -23,6 +26,8 @@ class Scripted:
         self.told.append((tools, chat_template_kwargs))
         if messages[-1]["content"] == "refuse":
             raise ValueError("the chat template refuses it")
+        if messages[-1]["content"] == "stop":
+            raise KeyboardInterrupt
         self.asked.append((json.loads(json.dumps(messages)), enable_thinking))
         return [1]
 
@@ -79,6 +84,31 @@ def test_ctrl_c_stops_the_answer_alone_and_what_it_said_stays():
     shown, session = talk(model, "하나", KeyboardInterrupt, "/quit")
     assert "답 1 [stopped]\n" in shown
     assert session.turns == [{"role": "user", "content": "하나"}, {"role": "assistant", "content": "답 1"}]
+
+
+def test_ctrl_c_before_the_answer_forgets_the_question():
+    model = Scripted()
+    shown, session = talk(model, "하나", "stop", "둘", "/quit")
+    assert "[stopped]\n" in shown and [turn["content"] for turn in session.turns] == ["하나", "답 1.", "둘", "답 2."]
+
+
+ENDS_BY_QUIT = """
+from train.serving.chat_session import ChatSession
+
+class Model:
+    name = "model"
+    def prompt_ids(self, *_):
+        exec("import os, signal; os.kill(os.getpid(), signal.SIGINT); [None for _ in range(9)]")
+
+lines = iter(["question", "/quit"])
+ChatSession(Model(), {}, seed=1, system=None, enable_thinking=None, read_line=lambda _: next(lines)).run()
+"""
+
+
+def test_a_ctrl_c_that_was_caught_does_not_end_the_process_by_a_signal():
+    """It comes while a library is imported, which runs texts as code."""
+    done = subprocess.run([sys.executable, "-c", ENDS_BY_QUIT], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "[stopped]" in done.stdout
 
 
 def test_lines_go_on_and_a_refused_question_is_forgotten():
