@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator
 
 from packhaul.command import COMMANDS
-from tests.support.markdown import ROOT, Row, at, module_file, none, rows, run_config
-from tests.test_documents import RECIPE_TABLES
+from tests.support.markdown import RECIPE_TABLES, ROOT, Row, at, module_file, none, rows, run_config
 
 DOCUMENT = ROOT / "docs" / "migration.md"
 TOOLS = ("TRL", "Axolotl", "LLaMA-Factory", "ms-swift", "open-instruct")

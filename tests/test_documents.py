@@ -23,6 +23,7 @@ from tests.support.markdown import (
     DOCUMENTS,
     FOLDERS,
     NAMES,
+    RECIPE_TABLES,
     ROOT,
     Block,
     Row,
@@ -39,13 +40,6 @@ from tests.support.markdown import (
 
 EVERY_DOCUMENT = pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
 
-RECIPE_TABLES = {
-    "recipe key": recipe.Recipe,
-    "source key": recipe.Source,
-    "`filters` key": recipe.Filters,
-    "`near_duplicates` key": recipe.NearDuplicates,
-    "`decontaminate` key": recipe.Decontaminate,
-}
 # Keys that documents show as `key: value` and that are neither options nor keys of a recipe.
 OTHER_KEYS = {
     "fsdp_state_dict_type": "accelerate's YAML",

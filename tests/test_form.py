@@ -123,5 +123,22 @@ def test_each_module_begins_with_a_line_that_says_what_it_is():
     assert [problem for file in CODE + TESTS for problem in first_line_problems(file)] == []
 
 
+def of_test_files(module: ast.Module) -> list[str]:
+    """The files of tests that a module imports: their tests would run in it as well, and neither could be moved."""
+    imports = [node for node in ast.walk(module) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = [f"{getattr(node, 'module', None) or ''}.{alias.name}" for node in imports for alias in node.names]
+    return [name for name in names if any(part.startswith("test_") for part in name.split("."))]
+
+
+def test_files_of_tests_import_what_they_share_from_support():
+    found = {str(file.relative_to(ROOT)): of_test_files(tree(file)) for file in TESTS}
+    assert {name: files for name, files in found.items() if files} == {}
+
+
+def test_imports_of_test_files_are_found():
+    source = "from tests.a.test_b import c\nfrom tests.support import e\nfrom tests import test_f\nimport tests.test_g"
+    assert of_test_files(ast.parse(source)) == ["tests.a.test_b.c", "tests.test_f", ".tests.test_g"]
+
+
 def test_slow_files_are_there():
     assert [name for name in SLOW if not (ROOT / "tests" / f"{name}.py").is_file()] == []

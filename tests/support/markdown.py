@@ -9,10 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep import recipe
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("data_prep", "train", "packhaul", "configs", "slurm", "tests", "docs", ".ci")
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *(path for name in FOLDERS for path in sorted(ROOT.glob(f"{name}/**/*.md")))]
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+
+RECIPE_TABLES = {
+    "recipe key": recipe.Recipe,
+    "source key": recipe.Source,
+    "`filters` key": recipe.Filters,
+    "`near_duplicates` key": recipe.NearDuplicates,
+    "`decontaminate` key": recipe.Decontaminate,
+}
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from peft import PeftModel
 
 from data_prep.shards import read_manifest
 from tests.support.in_process import assert_equal_training, assert_equal_weights, train_plainly
+from tests.support.poisoned_documents import make_poisoned_shards, poison
 from tests.support.references import LEARNING_RATE, LORA, SEED, adamw, adapted, adapters, dynamic, load
 from tests.support.training import document_loss, document_rows, documents, history, make_shards, run_config
-from tests.system.test_bad_steps_sharded import make_poisoned_shards, poison
 
 SOURCES = ("short", "long")
 NOT_SHARDED = {"expected_distributed_type": "MULTI_CPU"}

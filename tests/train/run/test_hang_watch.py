@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.train.run.test_culprit import state
+from tests.support.rank_states import state
 from train.run import hang_watch, log, rank_states, watchdog
 from train.run.hang_watch import Watchdog
 from train.run.rank_states import Places

@@ -9,8 +9,8 @@ import pytest
 
 from data_prep.packed_rows import PackedRows
 from data_prep.shards import manifest_sha256, read_manifest
+from tests.support.report_runs import make_run, shown
 from tests.support.training import make_shards
-from tests.train.run_report.test_page import make_run, shown
 from train import report
 from train.run_report import scores
 
