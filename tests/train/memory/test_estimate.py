@@ -209,6 +209,26 @@ def test_long_documents_are_counted_as_short_ones(hybrid, monkeypatch):
         assert getattr(found, name) == pytest.approx(getattr(exact, name), rel=0.03), name
 
 
+def test_a_loop_over_tokens_is_traced_in_short_pieces(monkeypatch):
+    """RWKV's has 20 operations a token, and what they hold is by token."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 50, "pad_token_id": None}
+    skeleton = build(transformers.RwkvConfig(**shape))
+    setting = Setting(rows=1, seq_len=128, on_gpu=False, precision="no", document_tokens=64)
+    monkeypatch.setattr(stateful, "SHORT_PIECE", 8)
+    found = tracing._Run(skeleton, [0], setting)
+    monkeypatch.setattr(stateful, "SHORT_PIECE", 64)
+    exact = tracing._Run(skeleton, [0], setting)
+    for name in tracing._COUNTS:
+        assert getattr(found, name) == pytest.approx(getattr(exact, name), rel=0.02), name
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("Mamba", 64), ("Rwkv", 64), ("Mamba2", 256)])
+def test_which_loops_are_over_single_tokens(kind, tokens):
+    shape = {"hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 50, "head_dim": 16, "num_heads": 8}
+    skeleton = build(getattr(transformers, f"{kind}Config")(**shape, pad_token_id=None))
+    assert stateful._pieces(skeleton.model).tokens == tokens
+
+
 def test_short_documents_are_padded_to_chunks(hybrid):
     """Documents of 20 tokens take what those of 64 do: the rest is padding."""
     setting = Setting(rows=1, seq_len=320, on_gpu=False, precision="no", document_tokens=64)
