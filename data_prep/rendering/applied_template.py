@@ -8,15 +8,17 @@ from typing import Any
 from data_prep.conversation import BadRow
 from data_prep.rendering.call_ids import with_call_ids
 from data_prep.rendering.chat_templates import ChatTemplate
-from data_prep.rendering.generation_prompts import STAND_IN, Closings, after_prompt
-from data_prep.rendering.reasoning import TAG_END
+from data_prep.rendering.generation_prompts import STAND_IN, Closings, after_prompt, after_same_header
+from data_prep.rendering.reasoning import CLOSE, NO_REASONING, TAG_END, with_reasoning
+from data_prep.rendering.written_reasoning import WrittenReasoning, begins_reasoning
 from data_prep.tokenization.encoded_text import Span
 
 # Some templates print today's date. A run that goes on the next day has to make the same bytes, so the date is one that
 # never changes: what Llama's own templates print where they are not given one.
 _TODAY = date(2024, 7, 26)
 _PLAIN_KEYS = {"role", "content"}
-THINKING_NAMES = ("enable_thinking", "thinking")  # the names that templates have for it
+_STAND_IN_TURN = {"role": "assistant", "content": STAND_IN}
+THINKING_NAMES = ("enable_thinking", "thinking", "reasoning")  # the names that templates have for it
 
 
 class AppliedTemplate:
@@ -28,12 +30,18 @@ class AppliedTemplate:
     Attributes:
         closings: what ends turns, where the template prints it with the next turn.
         makes_call_ids: whether calls of tools are given ids.
+        footers: what is printed after any last turn, by what the model is asked (see `footer_of`); left out of texts.
+        reasoning_place: where messages hold reasoning, as the template prints it (see `with_reasoning`); or None.
+        written: how the model writes reasoning that the template does not print; None where it does.
     """
 
     def __init__(self, template: ChatTemplate, arguments: dict[str, Any]):
         self._template, self._arguments = template, arguments
         self.closings = Closings()
         self.makes_call_ids = False
+        self.footers: dict[bool | None, str] = {}
+        self.reasoning_place: str | None = None
+        self.written: WrittenReasoning | None = None
 
     def __call__(
         self,
@@ -70,7 +78,8 @@ class AppliedTemplate:
         except Exception as error:  # a template may do what raises anything, such as adding text to an object
             raise BadRow("template_refused", f"the chat template raises {type(error).__name__}: {error}") from None
         texts, spans = rendered
-        return texts[0], [(start, end) for start, end in spans[0]] if with_spans else []
+        footer = "" if prompt else self.footers.get(thinks, "")
+        return texts[0].removesuffix(footer), [(start, end) for start, end in spans[0]] if with_spans else []
 
     def _apply_plain(self, compiled: Any, messages: list[dict[str, Any]], prompt: bool) -> tuple[str, list[Span]]:
         """What render_jinja_template does with messages of plain text; it looks through and copies each of them."""
@@ -106,9 +115,32 @@ class AppliedTemplate:
             BadRow: "template_not_prefix": where the turn begins cannot be told.
         """
         *before, last = messages
+        if self.written:
+            before = [self.written.without(message) for message in before]
+            if _has_reasoning(last):
+                return self._written(self.written, [*before, last], tools, thinks)
         for asked in (thinks, _has_reasoning(last)):
             prompt, context = self._context(before, tools, asked)
-            answer = self._answer_after(prompt, messages, tools, asked)
+            answer = self._answer_after(prompt, [*before, last], tools, asked)
+            if answer is not None:
+                _check_reasoning(prompt, answer)
+                return prompt + answer, [*context, (len(prompt), len(prompt) + len(answer))]
+        if not _has_reasoning(last):
+            _check_reasoning(self(before, tools, prompt=True, thinks=thinks)[0], "")
+        raise self._no_prefix(before, tools)
+
+    def _written(
+        self, written: WrittenReasoning, messages: list[dict[str, Any]], tools: list[Any] | None, thinks: bool | None
+    ) -> tuple[str, list[Span]]:
+        """`prompted` for a turn with reasoning that the template does not print as the model writes it."""
+        *before, last = messages
+        said, reasoning = _last_content(before), written.of(last)
+        last = written.without(last)
+        for asked in (thinks, True):
+            prompt, context = self._context(before, tools, asked)
+            text, _ = self([*before, last], tools, thinks=asked)
+            stand_in, _ = self([*before, _STAND_IN_TURN], tools, thinks=asked)
+            answer = written.after(prompt, text + self.closings.of(last), stand_in, said, reasoning)
             if answer is not None:
                 return prompt + answer, [*context, (len(prompt), len(prompt) + len(answer))]
         raise self._no_prefix(before, tools)
@@ -134,7 +166,14 @@ class AppliedTemplate:
             return text[len(prompt) :]
         if not self._template.has_marks:
             is_silent = not _has_reasoning(messages[-1])
-            return self._after_other_print(prompt, bare, text, before, tools) if is_silent else None
+            said = _last_content(before)
+            stand_in, _ = self([*before, _STAND_IN_TURN], tools, thinks=thinks)
+            same = after_same_header(prompt, text, stand_in, said, str(messages[-1]["content"]))
+            if same or not is_silent:
+                return same
+            return self._after_other_print(prompt, bare, text, before, tools) or self._after_block(
+                prompt, text, messages, tools
+            )
         start, end = _merge_adjacent(marked)[-1] if marked else (0, 0)
         start -= len(cue) if text[:start].endswith(cue) else 0
         return text[start + len(cue) : end] if cue and text.startswith(cue, start) else None
@@ -148,8 +187,20 @@ class AppliedTemplate:
         thinking, silent = (self(before, tools, prompt=True, thinks=asked)[0] for asked in (True, False))
         if prompt != bare and (prompt != silent or thinking == silent):
             return None
-        stand_in, _ = self([*before, {"role": "assistant", "content": STAND_IN}], tools, thinks=False)
-        return after_prompt(prompt, text, stand_in, str(before[-1]["content"]).strip())
+        stand_in, _ = self([*before, _STAND_IN_TURN], tools, thinks=False)
+        return after_prompt(prompt, text, stand_in, _last_content(before))
+
+    def _after_block(
+        self, prompt: str, text: str, messages: list[dict[str, Any]], tools: list[Any] | None
+    ) -> str | None:
+        """The turn after a prompt that ends in the empty block of a turn that thinks nothing (Cohere's)."""
+        if not self.reasoning_place:
+            return None
+        *before, last = messages
+        thinking, _ = self([*before, with_reasoning(last, STAND_IN, self.reasoning_place)], tools)
+        silent = thinking.replace(STAND_IN, "", 1)
+        answer = silent[len(prompt) :] + self.closings.of(last) if silent.startswith(prompt) else ""
+        return answer if STAND_IN in thinking and answer and text.endswith(answer) else None
 
     def _no_prefix(self, before: list[dict[str, Any]], tools: list[Any] | None) -> BadRow:
         """Why a last turn does not continue its prompt."""
@@ -167,6 +218,8 @@ class AppliedTemplate:
         self, messages: list[dict[str, Any]], tools: list[Any] | None, thinks: bool | None
     ) -> tuple[str, list[Span]]:
         """Spans of a template without marks: what a turn adds after its generation prompt."""
+        if self.written and any(map(_has_reasoning, messages)):
+            raise BadRow("template_not_prefix", "the template leaves reasoning out of turns that follow its own prompt")
         text, _ = self(messages, tools, thinks=thinks)
         spans = []
         for i, message in enumerate(messages):
@@ -179,6 +232,7 @@ class AppliedTemplate:
             prompt = next((prompt for prompt in prompts if until.startswith(prompt)), None)
             if prompt is None:
                 raise self._no_prefix(messages[:i], tools)
+            _check_reasoning(prompt, until[len(prompt) :])
             if not text.startswith(until):
                 raise BadRow(
                     "template_not_prefix",
@@ -192,6 +246,16 @@ class AppliedTemplate:
         """One past the token that ends a turn, where the template prints it with the next turn."""
         closing = self.closings.of(message)
         return end + len(closing) if text.startswith(closing, end) else end
+
+
+def _last_content(messages: list[dict[str, Any]]) -> str:
+    return str(messages[-1]["content"]).strip() if messages else ""
+
+
+def _check_reasoning(prompt: str, answer: str) -> None:
+    """Refuse an answer without reasoning after a prompt that begins it."""
+    if begins_reasoning(prompt) and CLOSE not in answer:
+        raise BadRow("no_reasoning", NO_REASONING.format(prompt[-40:]))
 
 
 def _has_reasoning(message: dict[str, Any]) -> bool:
@@ -209,7 +273,7 @@ def _between_others(messages: list[dict[str, Any]], text: str) -> list[Span]:
     spans: list[Span] = []
     contents = [message["content"].strip() for message in messages]
     at = 0
-    for message, content, following in zip(messages, contents, [*contents[1:], None], strict=True):
+    for message, content, following in zip(messages, contents, [*contents, None][1:], strict=True):
         if message["role"] == "assistant":
             end = len(text) if following is None else max(at, text.find(following, at))
             if not message.get("tool_calls") and (found := text.find(content, at, end)) >= 0:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_prep.tokenization.tokenizer import load_tokenizer, special_token_ids
 
@@ -146,6 +146,21 @@ def _trl_training_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     from trl.chat_template_utils import get_training_chat_template
 
     try:
-        return get_training_chat_template(tokenizer)
+        text = get_training_chat_template(tokenizer)
+        return text if text and _follows_its_prompt(text, tokenizer.special_tokens_map) else None
     except Exception:  # not one that TRL has a variant of, or one that raises when TRL tries it; we try it ourselves
         return None
+
+
+def _follows_its_prompt(text: str, special_tokens: dict[str, Any]) -> bool:
+    """Whether a turn of a template, with reasoning or without, goes on from its generation prompt. TRL's variant of
+    DeepSeek V3 prompts with the beginning of reasoning that it never prints."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    question = [{"role": "user", "content": "Hi."}]
+    answers = ("Yes.", "<think>\nHm.\n</think>\n\nYes.")
+    turns = [[*question, {"role": "assistant", "content": answer}] for answer in answers]
+    prompted: Any = render_jinja_template([question], chat_template=text, add_generation_prompt=True, **special_tokens)
+    rendered: Any = render_jinja_template(turns, chat_template=text, **special_tokens)
+    prompt, texts = prompted[0][0], rendered[0]
+    return any(turn.startswith(prompt) for turn in texts)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from data_prep.conversation import BadRow
 from data_prep.rendering.applied_template import AppliedTemplate
-from data_prep.rendering.reasoning import CLOSE, OPEN
-from data_prep.rendering.template_probe import ANSWER, QUESTION, REASONING, with_reasoning
+from data_prep.rendering.reasoning import CLOSE, OPEN, with_reasoning
+from data_prep.rendering.template_probe import ANSWER, QUESTION, REASONING
 from data_prep.tokenization.encoded_text import Span
 
 

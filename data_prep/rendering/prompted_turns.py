@@ -32,15 +32,15 @@ def fit_as_prompted(
         bad: why the row cannot be rendered as a whole.
 
     Returns:
-        The documents; `bad`, if they cannot be rendered either, or why one of them does not fit.
+        The documents; `bad`, if where a turn of them begins cannot be told either; or why another cannot be used.
     """
     parts = as_prompted(conversation, renderer.train_on)
     if not parts:
         return bad
     try:
         examples = [render_one(part, renderer) for part in parts]
-    except BadRow:
-        return bad
+    except BadRow as worse:
+        return bad if worse.reason == bad.reason or worse.reason == "template_not_prefix" else worse
     rewrites = _most(examples)
     if len(parts) > 1:
         rewrites.append(Rewrite(PROMPTED, len(parts)))
@@ -52,9 +52,11 @@ def fit_as_prompted(
 
 def _most(examples: list[TokenizedExample]) -> list[Rewrite]:
     """Of each kind of rewrite those of the document with most: the documents have most of their text in common. What
-    the template leaves out of one is trained in another."""
+    the template leaves out of one is trained in another, if there is one."""
     found: dict[str, Rewrite] = {}
-    for rewrite in (rewrite for example in examples for rewrite in example.rewrites if rewrite.name != LEFT_OUT):
+    for rewrite in (rewrite for example in examples for rewrite in example.rewrites):
+        if rewrite.name == LEFT_OUT and len(examples) > 1:
+            continue
         found[rewrite.name] = max(rewrite, found.get(rewrite.name, rewrite))
     return list(found.values())
 

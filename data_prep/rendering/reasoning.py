@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 from data_prep.conversation import BadRow, Message
 from data_prep.rendering.rewrites import REASONING, Removal
 
 OPEN, CLOSE = "<think>", "</think>"
+PARTS = "parts"  # a place of reasoning: with the answer in a list of typed contents
 TAG_END = "think>"  # of either tag
+NO_REASONING = (
+    "the generation prompt ends in {!r}, so the model begins with its reasoning, and an answer of this row has none: "
+    "give it one, leave such rows out, or choose another chat_template"
+)
 _QUOTES = tuple("`'\"“‘「")
 _BEFORE_ANSWER = re.compile(r"\s*[\r\n]|[^\S\r\n]*")  # what separates an answer from its reasoning
 
@@ -17,6 +23,14 @@ _BEFORE_ANSWER = re.compile(r"\s*[\r\n]|[^\S\r\n]*")  # what separates an answer
 def inline(reasoning: str, content: str) -> str:
     """An answer with its reasoning in it, in the form that templates which print reasoning use as well."""
     return f"{OPEN}\n{reasoning.strip()}\n{CLOSE}\n\n{content}"
+
+
+def with_reasoning(message: dict[str, Any], reasoning: str, place: str) -> dict[str, Any]:
+    """A message in the form that templates take, with its reasoning at a place: the name of a field, or PARTS."""
+    if place != PARTS:
+        return {**message, place: reasoning}
+    parts = [{"type": "thinking", "thinking": reasoning}, {"type": "text", "text": message["content"]}]
+    return {**message, "content": parts}
 
 
 def split_inline(content: str) -> tuple[str | None, str]:
@@ -56,7 +70,7 @@ def is_in(message: Message) -> bool:
 def without(message: Message) -> Message:
     """An answer without its reasoning; as it is where it is unclear where that ends."""
     inline, answer = _split(message)
-    content = message.content if inline is None else _without_separator(answer)
+    content = message.content if inline is None else without_separator(answer)
     return replace(message, content=content, reasoning=None)
 
 
@@ -85,10 +99,10 @@ def lift(message: Message) -> Message:
         return message
     if message.reasoning is not None and message.reasoning.strip() != reasoning.strip():
         raise BadRow("unclear_reasoning", "one reasoning stands in the answer, another one next to it")
-    return replace(message, content=_without_separator(answer), reasoning=reasoning)
+    return replace(message, content=without_separator(answer), reasoning=reasoning)
 
 
-def _without_separator(answer: str) -> str:
+def without_separator(answer: str) -> str:
     """The answer without the blanks and line breaks that follow </think>; its first line keeps its indentation."""
     separator = _BEFORE_ANSWER.match(answer)
     return answer[separator.end() :] if separator else answer
@@ -104,7 +118,7 @@ def strip(message: Message) -> tuple[Message, list[Removal]]:
     reasoning, answer = _split(message)
     if reasoning is None and _is_unclear(message.content):
         raise BadRow("unclear_reasoning", f"it is unclear where the reasoning ends: {message.content[:60]!r}")
-    content = message.content if reasoning is None else _without_separator(answer)
+    content = message.content if reasoning is None else without_separator(answer)
     removed = [Removal(REASONING, text) for text in (message.reasoning, reasoning) if text]
     return replace(message, content=content, reasoning=None), removed
 

@@ -20,10 +20,10 @@ from data_prep.rendering.applied_template import AppliedTemplate
 from data_prep.rendering.chat_templates import ChatTemplate, control_token_ids
 from data_prep.rendering.control_tokens import ControlTokens
 from data_prep.rendering.empty_reasoning import EmptyBlock, find_empty_block
-from data_prep.rendering.end_tokens import EndTokens
+from data_prep.rendering.end_tokens import WELL_KNOWN, EndTokens
 from data_prep.rendering.labels import NO_TURNS, STRADDLING, Labeller, TokenizedExample, Turns
 from data_prep.rendering.plain_texts import adds_bos, framed_text
-from data_prep.rendering.reasoning import CLOSE, inline
+from data_prep.rendering.reasoning import CLOSE, inline, with_reasoning
 from data_prep.rendering.rewrites import ESCAPED, Removal, Rewrite
 from data_prep.rendering.template_omissions import check_complete
 from data_prep.rendering.template_shapes import Shapes
@@ -96,8 +96,11 @@ class Renderer:
         self._adds_bos = adds_bos(tokenizer)
         self._apply = AppliedTemplate(template, self._special_tokens)
         self._apply.makes_call_ids = template_probe.needs_call_ids(self._apply)
+        self._apply.footers = template_probe.footers(template, self._apply, self._known_ends(), self.special_ids)
         self._apply.closings = template_probe.closings(template, self._apply, self.special_ids)
         self._reasoning_place = template_probe.reasoning_place(self._apply)
+        self._apply.written = template_probe.written_reasoning(template, self._apply, self._reasoning_place)
+        self._apply.reasoning_place = self._reasoning_place
         self._takes_json_text = template_probe.takes_json_text(self._apply)
         self._skeletons = Skeletons(template, self._apply.answers)
         self._shapes = Shapes(self._print)
@@ -119,6 +122,10 @@ class Renderer:
         self.end_token_ids = template_probe.end_token_ids(template, tokenizer.name_or_path, given, self.render)
         own = EndTokens(self._spelled_ends())
         self._rules = AnswerRules(own, end_tokens_in_answers, reasoning, lifts, drops_empty)
+
+    def _known_ends(self) -> list[str]:
+        """Control tokens that end turns whatever the template is."""
+        return [text for text in self.special_ids if text in WELL_KNOWN or text == self.tokenizer.eos_token]
 
     def _spelled_ends(self) -> list[str]:
         """The tokenizer's and the template's end tokens, but for those that are words or white space."""
@@ -247,7 +254,7 @@ class Renderer:
         for i, message in enumerate(messages):
             reasoning = message.pop("reasoning_content", None)
             if reasoning is not None and self._reasoning_place:
-                messages[i] = template_probe.with_reasoning(message, reasoning, self._reasoning_place)
+                messages[i] = with_reasoning(message, reasoning, self._reasoning_place)
             elif reasoning is not None:
                 message["content"] = inline(reasoning, message["content"])
             if self._takes_json_text:

@@ -87,7 +87,7 @@ def _num_answers(conversation: Conversation) -> int:
 
 
 def _first_missing_turn(conversation: Conversation, text: str, spans: list[Span]) -> Missing | None:
-    for turn in _turns(conversation.messages, text, spans):
+    for turn in _turns(conversation, text, spans):
         lacks = _missing_in_answer(turn) if turn.message.role == "assistant" else _missing_before_answer(turn)
         if lacks:
             return Missing(f"{lacks.what}message {turn.number} ({turn.message.role})", lacks.text)
@@ -101,12 +101,15 @@ class _Turn(NamedTuple):
     message: Message
     answer: str  # of an assistant: the marked text
     before: Cursor  # what stands before the next answer
-    reasoning_place: str | None  # None before the last question
+    reasoning_place: str | None  # None where it may be left out
     until: int  # where the next answer begins
 
 
-def _turns(messages: Sequence[Message], text: str, spans: list[Span]) -> Iterator[_Turn]:
+def _turns(conversation: Conversation, text: str, spans: list[Span]) -> Iterator[_Turn]:
+    messages = conversation.messages
     last_question = max((i for i, m in enumerate(messages) if m.role == "user"), default=0)
+    if conversation.is_prompted:
+        last_question = len(messages) - 2  # what stands before is printed as a server prints it
     before, done, number = Cursor(text), 0, 0  # where the last answer ended, and how many there were
     for i, message in enumerate(messages):
         start, end = spans[number] if number < len(spans) else (len(text), len(text))

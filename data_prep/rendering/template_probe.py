@@ -5,63 +5,67 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from data_prep.conversation import BadRow, Conversation, Message, ToolCall
 from data_prep.rendering.applied_template import AppliedTemplate
 from data_prep.rendering.call_ids import with_call_ids
 from data_prep.rendering.chat_templates import ChatTemplate
-from data_prep.rendering.generation_prompts import Closings, closing_of, common_start
+from data_prep.rendering.generation_prompts import Closings, after_last, closing_of, common_start, footer_of
 from data_prep.rendering.labels import TokenizedExample
-from data_prep.rendering.reasoning import inline
+from data_prep.rendering.reasoning import PARTS, TAG_END, inline, with_reasoning
+from data_prep.rendering.written_reasoning import WrittenReasoning, is_printed, written_as
 from data_prep.shards import IGNORE_INDEX
 
 REASONING = "They greet me."
 QUESTION, ANSWER = Message("user", "Say hello."), Message("assistant", "Hello.")
 CALLING, RESULT = Message("assistant", "", tool_calls=(ToolCall("look_up", {}),)), Message("tool", "found")
 _ARGUMENTS: dict[str, Any] = {"word": "hello", "times": None}
-PARTS = "parts"  # reasoning and answer as a list of typed contents
 _PLACES = ("reasoning_content", "reasoning", "thinking", "thought", PARTS)
 
 _ENDS_IN_PROMPT = (
-    "chat_template {!r} prints the header of a next answer after the last one, so a model would learn to write it. "
-    "Expected it with `add_generation_prompt` alone: use a built-in template, or mend a copy in a .jinja file"
+    "chat_template {!r} prints the header of a next answer after the last one, and no token between them is known to "
+    "end turns, so a model would learn to write the header. Expected it with `add_generation_prompt` alone: use a "
+    "built-in template, or mend a copy in a .jinja file"
 )
 
 Render = Callable[[Sequence[Conversation]], "list[TokenizedExample | BadRow]"]
 
 
 def reasoning_place(apply: AppliedTemplate) -> str | None:
-    """The field of a message whose reasoning the template prints, in an answer or next to a call; PARTS; or None."""
-    question, answer, call = (message.as_dict() for message in (QUESTION, ANSWER, CALLING))
-    for place in _PLACES:
-        for turn in (answer, call):
-            with suppress(BadRow):
-                text, _ = apply([question, with_reasoning(turn, REASONING, place)], None)
-                # A list that is printed as it is holds the names of its keys.
-                if REASONING in text and not (place == PARTS and ("'type'" in text or '"type"' in text)):
-                    return place
-    return None
+    """The field of a message whose reasoning the template prints, in an answer or next to a call; PARTS; or None. Some
+    print none unless the model is asked to think (DeepSeek V3.2)."""
+    turns = [message.as_dict() for message in (ANSWER, CALLING)]
+    tried = ((thinks, place, turn) for thinks in (None, True) for place in _PLACES for turn in turns)
+    return next((place for thinks, place, turn in tried if _prints_at(apply, turn, place, thinks)), None)
 
 
-def with_reasoning(message: dict[str, Any], reasoning: str, place: str) -> dict[str, Any]:
-    """A message in the form that templates take, with its reasoning at a place of `reasoning_place`."""
-    if place != PARTS:
-        return {**message, place: reasoning}
-    parts = [{"type": "thinking", "thinking": reasoning}, {"type": "text", "text": message["content"]}]
-    return {**message, "content": parts}
+def _prints_at(apply: AppliedTemplate, turn: dict[str, Any], place: str, thinks: bool | None) -> bool:
+    """Whether the template prints the reasoning of a turn."""
+    with suppress(BadRow):
+        text, _ = apply([QUESTION.as_dict(), with_reasoning(turn, REASONING, place)], None, thinks=thinks)
+        # A list that is printed as it is holds the names of its keys.
+        return REASONING in text and not (place == PARTS and ("'type'" in text or '"type"' in text))
+    return False
 
 
 def needs_call_ids(apply: AppliedTemplate) -> bool:
-    """Whether the template refuses a call without an id, and takes one with it."""
-    messages = [message.as_dict() for message in (QUESTION, CALLING, RESULT)]
+    """Whether the template takes calls only with ids, or tells their results apart by them without printing them
+    (Command R7B)."""
+    calling = replace(CALLING, tool_calls=CALLING.tool_calls * 2)
+    messages = [message.as_dict() for message in (QUESTION, calling, RESULT, RESULT)]
+    with_ids = with_call_ids(messages)
+    plain, identified = (_text_of(apply, tried) for tried in (messages, with_ids))
+    printed = [call["id"] for call in with_ids[1]["tool_calls"] if call["id"] in identified]
+    return bool(identified) and plain != identified and not (plain and printed)
+
+
+def _text_of(apply: AppliedTemplate, messages: list[dict[str, Any]]) -> str:
+    """The text; nothing where the template refuses the messages."""
     with suppress(BadRow):
-        apply(messages, None)
-        return False
-    with suppress(BadRow):
-        apply(with_call_ids(messages), None)
-        return True
-    return False
+        return apply(messages, None)[0]
+    return ""
 
 
 def takes_json_text(apply: AppliedTemplate) -> bool:
@@ -75,9 +79,7 @@ def takes_json_text(apply: AppliedTemplate) -> bool:
 def _printed(apply: AppliedTemplate, arguments: Any) -> str:
     """An answer with a call, and nothing where the template refuses it."""
     call = {"type": "function", "function": {"name": "look_up", "arguments": arguments}}
-    with suppress(BadRow):
-        return apply([QUESTION.as_dict(), {"role": "assistant", "content": "", "tool_calls": [call]}], None)[0]
-    return ""
+    return _text_of(apply, [QUESTION.as_dict(), {"role": "assistant", "content": "", "tool_calls": [call]}])
 
 
 class Given(NamedTuple):
@@ -160,17 +162,16 @@ def has_to_be_asked_to_think(apply: AppliedTemplate, place: str | None) -> bool:
     """Whether a turn with reasoning continues the prompt for a model that is asked to think, and not the usual one."""
     if place is None:
         return False
-    turn = with_reasoning(ANSWER.as_dict(), REASONING, place)
+    question, turn = QUESTION.as_dict(), with_reasoning(ANSWER.as_dict(), REASONING, place)
     try:
         usual, asked = (
-            apply([QUESTION.as_dict(), turn], None, thinks=thinks)[0].startswith(
-                apply([QUESTION.as_dict()], None, prompt=True, thinks=thinks)[0]
-            )
+            (apply([question, turn], None, thinks=thinks)[0], apply([question], None, prompt=True, thinks=thinks)[0])
             for thinks in (None, True)
         )
     except BadRow:
         return False
-    return asked and not usual
+    follows, follows_usual = (text.startswith(prompt) and REASONING in text for text, prompt in (asked, usual))
+    return follows and not follows_usual
 
 
 def _given_after_tool(apply: AppliedTemplate) -> str:
@@ -214,6 +215,51 @@ def _closing(apply: AppliedTemplate, turns: tuple[Message, Message], tokens: Col
     return ""
 
 
+def footers(
+    template: ChatTemplate, apply: AppliedTemplate, ends: Collection[str], tokens: Collection[str]
+) -> dict[bool | None, str]:
+    """What the template prints after any last turn, whether it is asked for a generation prompt or not, by whether the
+    model is asked to think; nothing where marks say what an answer is.
+
+    Args:
+        ends: tokens that are known to end turns.
+        tokens: the control tokens.
+
+    Raises:
+        ValueError: where a turn ends is unclear.
+    """
+    found: dict[bool | None, str] = {}
+    question, answer = QUESTION.as_dict(), ANSWER.as_dict()
+    for thinks in () if template.has_marks else (None, True, False):
+        with suppress(BadRow):
+            asked, answered = (apply(part, None, thinks=thinks)[0] for part in ([question], [question, answer]))
+            if asked == apply([question], None, prompt=True, thinks=thinks)[0]:
+                footer = footer_of(asked, answered, ends, tokens)
+                if footer is None and thinks is None:
+                    raise ValueError(_ENDS_IN_PROMPT.format(template.origin))
+                found[thinks] = footer or ""
+    return found
+
+
+def written_reasoning(template: ChatTemplate, apply: AppliedTemplate, place: str | None) -> WrittenReasoning | None:
+    """How a model writes reasoning that the template does not print as it stands in an answer; None where it does, or
+    where the template knows no `<think>`.
+
+    Args:
+        place: see `reasoning_place`.
+    """
+    if template.has_marks or place or TAG_END not in template.text:
+        return None
+    question, answer = QUESTION.as_dict(), ANSWER.as_dict()
+    thinking = {**answer, "content": inline(REASONING, ANSWER.content)}
+    with suppress(BadRow):
+        texts = [apply([question, turn], None)[0] for turn in (thinking, answer)]
+        prompts = [apply([question], None, prompt=True, thinks=thinks)[0] for thinks in (None, True)]
+        reasoned, plain, *cues = (after_last(QUESTION.content, text) for text in (*texts, *prompts))
+        return None if is_printed(reasoned, REASONING) else written_as(plain.partition(ANSWER.content)[0], cues)
+    return None
+
+
 def end_token_ids(template: ChatTemplate, tokenizer: str, given: Given, render: Render) -> list[int]:
     """The ids that end a turn, of the first of the conversations that can be rendered: an answer, one with reasoning,
     or either after the prompt of a server.
@@ -229,17 +275,23 @@ def end_token_ids(template: ChatTemplate, tokenizer: str, given: Given, render: 
     by_itself = (False,) if template.has_marks else (False, True)
     tried = [_probe(with_it, is_prompted) for with_it in thinks for is_prompted in by_itself]
     results = render(tried)
-    example = next((result for result in results if not isinstance(result, BadRow)), results[0])
-    if isinstance(example, BadRow):
+    example = next((result for result in results if not isinstance(result, BadRow)), None)
+    if example is None:
+        bad = _most_telling([result for result in results if isinstance(result, BadRow)])
         raise ValueError(
             f"chat_template {template.origin!r} cannot be trained on with the tokenizer "
-            f"{tokenizer!r}: {example.detail} ({example.reason})"
+            f"{tokenizer!r}: {bad.detail} ({bad.reason})"
         )
     is_trained = example.labels != IGNORE_INDEX
     first, end = int(is_trained.argmax()), int(example.input_ids[is_trained][-1])
     if first and end == example.input_ids[first - 1]:
         raise ValueError(_ENDS_IN_PROMPT.format(template.origin))
     return [end]
+
+
+def _most_telling(found: Sequence[BadRow]) -> BadRow:
+    """The last that is not the general one."""
+    return next((bad for bad in reversed(found) if bad.reason != "template_not_prefix"), found[0])
 
 
 def _probe(with_reasoning: bool, is_prompted: bool) -> Conversation:

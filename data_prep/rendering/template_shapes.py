@@ -87,7 +87,7 @@ class Shapes:
 
 
 def _shape(conversation: Conversation) -> Shape:
-    return _shape_of_tools(conversation), *map(_shape_of_message, conversation.messages)
+    return conversation.is_prompted, _shape_of_tools(conversation), *map(_shape_of_message, conversation.messages)
 
 
 def _shape_of_message(message: Message) -> Shape:

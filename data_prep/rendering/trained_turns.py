@@ -7,14 +7,9 @@ from typing import NamedTuple
 from data_prep.conversation import BadRow, Conversation, Message
 from data_prep.rendering.empty_reasoning import EmptyBlock
 from data_prep.rendering.labels import Turns
-from data_prep.rendering.reasoning import TAG_END, split_inline
+from data_prep.rendering.reasoning import NO_REASONING, TAG_END, split_inline
 from data_prep.rendering.template_probe import Given
 from data_prep.tokenization.encoded_text import LooseSpan, Span
-
-_NO_REASONING = (
-    "the generation prompt ends in {!r}, so the model begins with its reasoning, and an answer of this row has none: "
-    "give it one, leave such rows out, or choose another chat_template"
-)
 
 
 class TrainedTurns(NamedTuple):
@@ -84,7 +79,7 @@ class TrainedTurns(NamedTuple):
         prefix = max((prefix for prefix in prefixes if text.startswith(prefix, start)), key=len, default="")
         if not prefix:
             if self.given.header is not None and block_end is None:
-                raise BadRow("no_reasoning", _NO_REASONING.format(self.given.prefix))
+                raise BadRow("no_reasoning", NO_REASONING.format(self.given.prefix))
             return span
         start += len(prefix)
         # A prompt that begins the reasoning may end inside a token of the empty block: it prompts for no such turn.

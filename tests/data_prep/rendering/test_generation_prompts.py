@@ -13,7 +13,7 @@ import pytest
 from data_prep.conversation import BadRow, Conversation, Message, ToolCall
 from data_prep.rendering.call_ids import with_call_ids
 from data_prep.rendering.chat_templates import resolve_chat_template
-from data_prep.rendering.generation_prompts import STAND_IN, after_prompt, closing_of
+from data_prep.rendering.generation_prompts import STAND_IN, after_prompt, after_same_header, closing_of, footer_of
 from data_prep.rendering.prompted_turns import can_be_split, fit_as_prompted
 from data_prep.rendering.renderer import Renderer
 from tests.support.published_templates import published, tokenizer_for
@@ -63,6 +63,36 @@ MARKED = (
 )
 
 
+# The header of an answer is printed after any last turn (Command R7B, ToolACE).
+ALWAYS_A_HEADER = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}<|assistant|>{# enable_thinking #}"
+)
+# A prompt has a line break before its header, a turn has none, and calls have indentation (Llama 4's and DeepSeek V3's
+# templates of vLLM).
+OTHER_BLANKS = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}<|end|>{% elif m.role == 'tool' %}"
+    "<|tool|>{{ m.content }}{{ '\n' if not loop.last }}<|end|>{% elif m.tool_calls %}<|assistant|>    "
+    "{% for call in m.tool_calls %}{{ call.function | tojson }}{% endfor %}<|end|>{% else %}<|assistant|>  "
+    "{{ m.content }}<|end|>{% endif %}{% endfor %}{{ '\n<|assistant|>' if add_generation_prompt }}{# tools #}"
+)
+# An answer begins with a token of its own, after an empty block of reasoning in the prompt alone (Cohere).
+ANSWER_TOKEN = (
+    "{% set reasoning = reasoning if reasoning is defined else true %}{% for m in messages %}{% if m.role == 'user' %}"
+    "<|user|>{{ m.content }}{% else %}<|assistant|>{% if m.reasoning_content %}<|START_THINK|>{{ m.reasoning_content }}"
+    "<|END_THINK|>{% endif %}<|START_TEXT|>{{ m.content }}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}"
+    "<|assistant|><|START_THINK|>{{ '<|END_THINK|>' if not reasoning }}{% endif %}"
+)
+# Results are told apart by the ids of their calls, which are not printed (Command R7B).
+COUNTED_CALLS = (
+    "{% set ns = namespace(n=0, at='') %}{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}"
+    "{% elif m.role == 'tool' %}{% set ns.at = '' %}{% for one in messages %}{% for call in one.tool_calls or [] %}"
+    "{% if call.id == m.tool_call_id and not ns.at %}{% set ns.at = loop.index | string %}{% endif %}{% endfor %}"
+    "{% endfor %}<|tool|>{{ ns.at }}:{{ m.content }}{% else %}<|assistant|>{% for call in m.tool_calls or [] %}"
+    "{{ loop.index }}={{ call.function | tojson }}{% endfor %}{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
 def renderer_of(template: str, **options) -> Renderer:
     tokenizer = tokenizer_for(template + "{# <|user|> <|system|> <|assistant|> <|observation|> #}")
     tokenizer.chat_template = template
@@ -98,7 +128,7 @@ def test_what_a_turn_repeats_of_its_prompt_is_not_trained_again():
 
 
 def test_an_answer_without_reasoning_never_follows_a_prompt_that_begins_it():
-    with pytest.raises(BadRow, match=r"ends in '<\|assistant\|><think>'.*give the answer one"):
+    with pytest.raises(BadRow, match=r"no_reasoning: .*ends in '.*<\|assistant\|><think>'.*give it one"):
         parts(ALWAYS_THINKS, *TALK)
 
 
@@ -164,10 +194,44 @@ def test_a_row_with_reasoning_is_that_of_a_model_that_was_asked_to_think():
     assert parts(template, *TALK[:2]) == [("<|user|>Hi?<|assistant|></think>", "Yes.<|end|>")]
 
 
-def test_a_template_that_always_prints_a_prompt_is_refused():
-    always = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
+def test_the_header_that_follows_any_last_turn_is_not_trained():
+    assert parts(ALWAYS_A_HEADER, *TALK) == [
+        ("<|user|>Hi?<|end|>\n<|assistant|>", "Yes.<|end|>"),
+        ("<|user|>Hi?<|end|>\n<|assistant|>Yes.<|end|>\n<|user|>So?<|end|>\n<|assistant|>", "No.<|end|>"),
+    ]
+
+
+def test_a_template_that_always_prints_a_prompt_is_refused_where_no_end_of_a_turn_is_known():
     with pytest.raises(ValueError, match="header of a next answer after the last one"):
-        renderer_of(always)
+        renderer_of(ALWAYS_A_HEADER.replace("<|end|>", "<|stop|>").replace("<|assistant|>{#", "<|assistant|>\n\n{#"))
+
+
+def test_a_prompt_may_have_other_white_space_than_turns():
+    assert parts(OTHER_BLANKS, *TALK) == [
+        ("<|user|>Hi?<|end|>\n<|assistant|>", "Yes.<|end|>"),
+        ("<|user|>Hi?<|end|><|assistant|>  Yes.<|end|><|user|>So?<|end|>\n<|assistant|>", "No.<|end|>"),
+    ]
+    call = '{"name": "look", "arguments": {"at": "it"}}<|end|>'
+    assert parts(OTHER_BLANKS, *CALLS) == [
+        ("<|user|>Hi?<|end|>\n<|assistant|>", call),
+        (f"<|user|>Hi?<|end|><|assistant|>    {call}<|tool|>found<|end|>\n<|assistant|>", "Yes.<|end|>"),
+    ]
+
+
+def test_an_answer_follows_the_empty_block_with_the_token_that_begins_it():
+    assert parts(ANSWER_TOKEN, *TALK[:2]) == [
+        ("<|user|>Hi?<|assistant|><|START_THINK|><|END_THINK|>", "<|START_TEXT|>Yes.<|end|>")
+    ]
+    thinks = (TALK[0], replace(TALK[1], reasoning="why"))
+    assert parts(ANSWER_TOKEN, *thinks) == [
+        ("<|user|>Hi?<|assistant|><|START_THINK|>", "why<|END_THINK|><|START_TEXT|>Yes.<|end|>")
+    ]
+
+
+def test_results_are_told_apart_where_the_template_does_so_by_ids():
+    twice = replace(CALLS[1], tool_calls=CALLS[1].tool_calls * 2)
+    before, _ = parts(COUNTED_CALLS, CALLS[0], twice, CALLS[2], replace(CALLS[2], content="lost"), CALLS[3])[1]
+    assert before.endswith("<|tool|>1:found<|tool|>2:lost<|assistant|>")
 
 
 def test_closing_of():
@@ -175,6 +239,27 @@ def test_closing_of():
     assert closing_of("a", "a<|user|>b", tokens) == "<|user|>"
     assert closing_of("a", "a\n<|user|>b", tokens) == "\n<|user|>"
     assert closing_of("a", "aUser: b", tokens) == "" == closing_of("a", "b<|user|>", tokens)
+
+
+def test_footer_of():
+    def found(asked: str, answered: str) -> str | None:
+        return footer_of(asked, answered, ["<e>"], ["<e>", "<x>", "<a>"])
+
+    assert found("q<e>\n<a>", "q<e>\n<a>y<e>\n<a>") == "\n<a>"
+    assert found("q<e>\n", "q<a>y<e>\n") == "" == found("q<i>", "qy<e>")
+    assert found("q<x><a>", "q<a>y<x><a>") is None
+
+
+def test_after_same_header():
+    def found(prompt: str, text: str, header: str, content: str = "") -> str | None:
+        return after_same_header(prompt, text, f"q{header}{STAND_IN}<e>", "q", content)
+
+    assert found("q\n<a>", "q<a> x<e>", "<a> ", "x") == "x<e>"
+    assert found("q<a>", "q<a> x<e>", "<a> ", "x") == " x<e>"  # as the prompt goes on
+    assert found("q<a>", "q <a> (x)<e>", "<a>  ") == "(x)<e>"  # a call
+    assert found("q<a>", "q<a>x", "<b>", "x") is None
+    assert found("q<a>", "q<b>x", "<a>", "x") is None
+    assert found("q", "q<a>x", "<a>", "x") is None  # the model would write the header
 
 
 def test_after_prompt():

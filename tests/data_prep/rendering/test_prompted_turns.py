@@ -97,10 +97,13 @@ def test_a_row_of_which_no_turn_is_trained_keeps_its_reason(gemma4):
     assert fit_as_prompted(Conversation(TALK, "s", 0), bad, 999, "drop", renderer) is bad
 
 
-def test_what_cannot_be_rendered_in_parts_keeps_its_reason():
+def test_what_cannot_be_rendered_in_parts_says_why():
+    """With the reason of the part, unless that is the general one."""
     tokenizer = tokenizer_for(published("gemma4"))  # prints no reasoning in a last answer
-    renderer, bad = (
-        Renderer(tokenizer, resolve_chat_template("tokenizer", tokenizer)),
-        BadRow("template_not_prefix", ""),
+    renderer, talk = Renderer(tokenizer, resolve_chat_template("tokenizer", tokenizer)), Conversation(TALK, "s", 0)
+    found = fit_as_prompted(talk, BadRow("template_not_prefix", ""), 999, "drop", renderer)
+    assert (
+        isinstance(found, BadRow) and found.reason == "left_out_by_template" and "reasoning of message 1" in str(found)
     )
-    assert fit_as_prompted(Conversation(TALK, "s", 0), bad, 999, "drop", renderer) is bad
+    bad = BadRow("left_out_by_template", "")
+    assert fit_as_prompted(talk, bad, 999, "drop", renderer) is bad

@@ -58,6 +58,7 @@ R1 = {**dict.fromkeys(("one", "talk", "system"), "no_reasoning"), **NO_TOOLS}
 FAMILIES = {
     "cohere2": NO_TOOLS,
     "deepseek_r1_distill": R1,
+    "deepseekv3": {**R1, "reasoning": SPLIT, "reasonings": SPLIT},
     "gemma": {"system": "template_refused", **NO_TOOLS},
     "gemma3": NO_TOOLS,
     "gemma4": GEMMA4,
@@ -130,6 +131,7 @@ def test_each_turn_is_trained_after_what_a_server_prompts_with(name, row):
 def served(template: str, row: str, renderer: Renderer) -> Iterator[list[str]]:
     """What a server with this template prompts each turn with: a model that shall think, and one that shall not."""
     apply = AppliedTemplate(ChatTemplate(template, "served", has_marks=False), renderer.tokenizer.special_tokens_map)
+    apply.makes_call_ids = renderer._apply.makes_call_ids
     talk = conversation(row)
     messages = renderer._template_messages(talk)
     for i, message in enumerate(messages):
