@@ -42,6 +42,22 @@ OWN_BLOCK = ALWAYS_THINKS.replace("{{ m.content.split('</think>')[-1] }}", "<thi
 )
 
 
+# A field for reasoning, which is printed to a model that is asked to think (V3.2, V4).
+FIELD_WHEN_ASKED = (
+    "{% set thinks = thinking is defined and thinking %}{% for m in messages %}{% if m.role != 'assistant' %}"
+    "<|{{ m.role }}|>{{ m.content }}{% else %}<|assistant|>{% if thinks %}<think>{{ m.reasoning_content }}{% endif %}"
+    "</think>{{ m.content }}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>"
+    "{{ '<think>' if thinks else '</think>' }}{% endif %}"
+)
+# Reasoning of the last message alone.
+LAST_REASONING = (
+    "{% for m in messages %}{% if m.role != 'assistant' %}<|{{ m.role }}|>{{ m.content }}{% else %}<|assistant|>"
+    "{% generation %}{% if loop.last and m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{{ m.content }}<|end|>"
+    "{% endgeneration %}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}{# tools #}"
+)
+
+
 def documents(renderer: Renderer, *messages: Message) -> list[TokenizedExample]:
     row = Conversation(messages, "s", 0)
     (result,) = renderer.render([row])
@@ -131,6 +147,33 @@ def test_an_answer_without_reasoning_follows_the_prompt_of_a_model_that_was_not_
     assert trained_parts(renderer_of(WHEN_ASKED).tokenizer, example) == [
         ("<|user|>Hi?<|assistant|></think>", "Yes.<|end|>")
     ]
+
+
+def test_a_field_that_is_printed_only_when_asked_to_think_is_found():
+    """So that such a row is one document."""
+    renderer = renderer_of(FIELD_WHEN_ASKED)
+    rows = [Conversation((QUESTION, answer), "s", 0) for answer in (ANSWER, replace(ANSWER, reasoning=None))]
+    assert trained_parts(renderer.tokenizer, *renderer.render(rows)) == [
+        ("<|user|>Hi?<|assistant|><think>", "why</think>Yes.<|end|>"),
+        ("<|user|>Hi?<|assistant|></think>", "Yes.<|end|>"),
+    ]
+
+
+def test_what_a_whole_row_lacks_its_documents_may_have():
+    """Also where it seems to be there, as the question says the same."""
+    row = (QUESTION, replace(STEPS[1], reasoning="Hi"), *STEPS[2:])
+    assert [said for _, said in parts(LAST_REASONING, *row)] == [
+        f"<think>Hi</think>{CALL}<|end|>",
+        "<think>why</think>Yes.<|end|>",
+    ]
+
+
+def test_an_answer_that_stands_alone_after_the_beginning_of_reasoning_is_none():
+    """Where each last turn begins with the tag, as its prompt does (Nemotron Nano 2)."""
+    template = ALWAYS_THINKS.replace("{{ m.content.split", "{{ '<think>\n' if loop.last }}{{ m.content.split")
+    with pytest.raises(AssertionError, match="no_reasoning"):
+        parts(template, QUESTION, replace(ANSWER, reasoning=None))
+    assert parts(template, QUESTION, ANSWER) == [("<|user|>Hi?<|assistant|><think>\n", "why\n</think>\n\nYes.<|end|>")]
 
 
 def test_trls_variant_is_passed_over_where_its_prompt_fits_none_of_its_turns():
