@@ -76,7 +76,7 @@ class AppliedTemplate:
                 **(self._arguments if thinks is None else self._arguments | dict.fromkeys(THINKING_NAMES, thinks)),
             )
         except Exception as error:  # a template may do what raises anything, such as adding text to an object
-            raise BadRow("template_refused", f"the chat template raises {type(error).__name__}: {error}") from None
+            raise BadRow("template_refused", _refusal(error, tools)) from None
         texts, spans = rendered
         footer = "" if prompt else self.footers.get(thinks, "")
         return texts[0].removesuffix(footer), [(start, end) for start, end in spans[0]] if with_spans else []
@@ -246,6 +246,15 @@ class AppliedTemplate:
         """One past the token that ends a turn, where the template prints it with the next turn."""
         closing = self.closings.of(message)
         return end + len(closing) if text.startswith(closing, end) else end
+
+
+def _refusal(error: Exception, tools: list[Any] | None) -> str:
+    said = f"the chat template raises {type(error).__name__}: {error}"
+    if isinstance(error, TypeError) and "NoneType" in said and not tools:
+        return (
+            f"{said}. Some templates (tool_use of Command R+, of Hermes) take no row without tools: use the default one"
+        )
+    return said
 
 
 def _last_content(messages: list[dict[str, Any]]) -> str:

@@ -234,6 +234,11 @@ def test_results_are_told_apart_where_the_template_does_so_by_ids():
     assert before.endswith("<|tool|>1:found<|tool|>2:lost<|assistant|>")
 
 
+def test_a_template_for_tools_alone_says_so():
+    with pytest.raises(ValueError, match=r"NoneType.* take no row without tools: use the default one"):
+        renderer_of("{% for tool in tools %}{{ tool | tojson }}{% endfor %}" + NEXT_TURN_ENDS)
+
+
 def test_closing_of():
     tokens = ["<|user|>", "<|use"]
     assert closing_of("a", "a<|user|>b", tokens) == "<|user|>"
