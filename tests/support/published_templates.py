@@ -10,6 +10,9 @@ import trl
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from data_prep.rendering.chat_templates import resolve_chat_template
+from data_prep.rendering.renderer import Renderer
+
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 _CONTROL = re.compile(r"<\|?[^<>\s'\"{}()=]{1,40}\|?>|\[/?[A-Z_]+\]|<｜[^｜]+｜>")
 _PLAIN = re.compile(r"</?(tool|function|parameter|name|IMPORTANT|description|type|required|think)[a-z_-]*>")
@@ -35,3 +38,10 @@ def tokenizer_for(text: str) -> PreTrainedTokenizerFast:
     made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, bos_token="<bos>", pad_token="<eos>")
     made.chat_template = text
     return made
+
+
+def renderer_of(template: str, **options) -> Renderer:
+    """Renders rows by this template as a tokenizer's own."""
+    tokenizer = tokenizer_for(template + "{# <|user|> <|system|> <|assistant|> <|observation|> #}")
+    tokenizer.chat_template = template
+    return Renderer(tokenizer, resolve_chat_template("tokenizer", tokenizer), **options)

@@ -15,8 +15,7 @@ from data_prep.rendering.call_ids import with_call_ids
 from data_prep.rendering.chat_templates import resolve_chat_template
 from data_prep.rendering.generation_prompts import STAND_IN, after_prompt, after_same_header, closing_of, footer_of
 from data_prep.rendering.prompted_turns import can_be_split, fit_as_prompted
-from data_prep.rendering.renderer import Renderer
-from tests.support.published_templates import published, tokenizer_for
+from tests.support.published_templates import published, renderer_of, tokenizer_for
 from tests.support.trained_parts import trained_parts
 
 TALK = (Message("user", "Hi?"), Message("assistant", "Yes."), Message("user", "So?"), Message("assistant", "No."))
@@ -91,12 +90,6 @@ COUNTED_CALLS = (
     "{{ loop.index }}={{ call.function | tojson }}{% endfor %}{{ m.content }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-
-
-def renderer_of(template: str, **options) -> Renderer:
-    tokenizer = tokenizer_for(template + "{# <|user|> <|system|> <|assistant|> <|observation|> #}")
-    tokenizer.chat_template = template
-    return Renderer(tokenizer, resolve_chat_template("tokenizer", tokenizer), **options)
 
 
 def parts(template: str, *messages: Message) -> list[tuple[str, str]]:

@@ -11,8 +11,7 @@ from data_prep.rendering.labels import TokenizedExample
 from data_prep.rendering.prompted_turns import can_be_split, fit_as_prompted
 from data_prep.rendering.renderer import Renderer
 from data_prep.rendering.written_reasoning import WrittenReasoning, written_as
-from tests.data_prep.rendering.test_generation_prompts import renderer_of
-from tests.support.published_templates import published
+from tests.support.published_templates import published, renderer_of
 from tests.support.trained_parts import trained_parts
 
 QUESTION, ANSWER = Message("user", "Hi?"), Message("assistant", "Yes.", reasoning="why")

@@ -204,7 +204,7 @@ def test_control_tokens_spelled_in_a_prompt_stay_text(tiny_tokenizer):
 def test_a_tokenizer_without_a_template_or_with_one_that_refuses_is_an_error(tiny_tokenizer):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = None
-    with pytest.raises(ValueError, match=r"no chat template: export the model with train\.export"):
+    with pytest.raises(ValueError, match=r"no chat template: export the model with packhaul export"):
         ChatModel("m", None, tokenizer).prompt_ids(CHATS[0])
     tokenizer.chat_template = "{{ raise_exception('no system here') }}"
     with pytest.raises(ValueError, match=r"refuses .*no system here"):
