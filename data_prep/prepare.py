@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from data_prep.program_name import speaker, usage_name
 from data_prep.recipe import Recipe, load_recipe
 from data_prep.stages.pool import Workers, start_server
+from data_prep.tokenization.tokenizer import leave_out_torch
 
 if TYPE_CHECKING:
     from data_prep.shards import Manifest
@@ -36,13 +37,20 @@ _PARTS_PER_PROOF = 4  # from this many parts on, looking words up saves more tim
 _TOKENS_PER_PACKER = 1 << 24  # a worker packs them in about the time that it takes to start
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Prepare one shard directory; 0 when what was asked is done, 2 when the input has to be changed."""
+def main(argv: list[str] | None = None, *, own_process: bool = False) -> int:
+    """Prepare one shard directory; 0 when what was asked is done, 2 when the input has to be changed.
+
+    Args:
+        own_process: nothing else runs in this process, so torch is not imported where only a function of the user's
+            could use it.
+    """
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
         _check(arguments)
         recipe = load_recipe(arguments.recipe)
+        if own_process and not recipe.has_own_functions:
+            leave_out_torch()
         if arguments.stage == "check":
             check(recipe, Path(arguments.output))
             return 0
@@ -243,4 +251,4 @@ def _pack(job: Job, num_workers: int, task: tuple[int, int]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(own_process=True))

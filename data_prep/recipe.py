@@ -224,6 +224,12 @@ class Recipe(_Strict):
             raise ValueError("a source has a `stage`, which only `order: curriculum` looks at")
         return self
 
+    @property
+    def has_own_functions(self) -> bool:
+        """Whether it names a Python function, which may import anything."""
+        filters = (self.filters, *(s.filters for s in self.sources))
+        return any(s.transform for s in self.sources) or any(f is not None and f.function for f in filters)
+
 
 def group_by(source: Source, recipe: Recipe) -> GroupBy:
     """What makes a group of the source's rows."""

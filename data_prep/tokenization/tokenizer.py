@@ -4,12 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from data_prep.shards import TokenizerIdentity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_NO_TORCH = "PyTorch was not found"  # begins what transformers says without it
+_left_out: list[str] = []
+
+
+def leave_out_torch() -> None:
+    """Load tokenizers without torch, which takes more than half of a start. It cannot be undone: transformers has no
+    models in this process, so call it where no function of the user's may want one."""
+    if "transformers" not in sys.modules and "torch" not in sys.modules:
+        _left_out.append("torch")
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """transformers, imported within, finds no torch. Others find it afterwards."""
+    if not _left_out or "transformers" in sys.modules:
+        yield
+        return
+    logging.getLogger("transformers").addFilter(lambda record: _NO_TORCH not in str(record.msg))
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -19,7 +48,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
         ValueError: it cannot be loaded, it has no fast (Rust) form, without which there are no exact offsets, or it is
             set to take control tokens for text.
     """
-    from transformers import AutoTokenizer
+    with _without_torch():
+        from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
