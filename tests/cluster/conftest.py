@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -108,14 +108,26 @@ class SlurmCluster:
         """The job when it is finished for good; a job that waits for its requeue is not."""
         return self.wait_until(lambda job: job["JobState"] in FINISHED, job_id, timeout)
 
-    def wait_until(self, condition, job_id: str, timeout: float) -> dict[str, str]:
+    def wait_until(self, condition, job_id: str, timeout: float, pause: float = 0.5) -> dict[str, str]:
         deadline = time.monotonic() + PATIENCE * timeout
         while not condition(job := self.job(job_id)):
             if time.monotonic() > deadline:
                 self.run("scancel", job_id)
                 raise TimeoutError(f"job {job_id} is {job['JobState']} after {PATIENCE * timeout} s\n{read_log(job)}")
-            time.sleep(0.3)
+            time.sleep(pause)
         return job
+
+    def wait_for(self, happened: Callable[[], bool], job_id: str, timeout: float) -> None:
+        """Wait for what a job writes: to look at files is cheaper than to ask SLURM. Not after the job's end."""
+
+        def happened_soon(job: dict[str, str]) -> bool:
+            end = time.monotonic() + 3
+            while not (found := happened()) and time.monotonic() < end:
+                time.sleep(0.1)
+            return found or job["JobState"] in FINISHED
+
+        job = self.wait_until(happened_soon, job_id, timeout, pause=0)
+        assert happened(), f"job {job_id} is {job['JobState']}\n{read_log(job)}"
 
 
 def read_log(job: dict[str, str]) -> str:
@@ -144,7 +156,31 @@ def make_project(folder: Path, *packages: str) -> Path:
 
 def use_stub(folder: Path) -> None:
     """Put the stand-in of stub_sft.py in the place of train.sft."""
-    shutil.copy(Path(__file__).with_name("stub_sft.py"), folder / "train" / "sft.py")
+    for name, place in {"stub_sft": "sft", "gloo_world": "gloo_world", "socket_world": "socket_world"}.items():
+        shutil.copy(Path(__file__).with_name(f"{name}.py"), folder / "train" / f"{place}.py")
+
+
+def light_launch(folder: Path, environment: dict[str, str] | None = None) -> dict[str, str]:
+    """From now on launches in a project take light_accelerate.py for accelerate, where its jobs were submitted with
+    what this returns.
+
+    Args:
+        environment: what accelerate would hand to each process; the stand-ins need none of it.
+    """
+    made = folder / "light.new"
+    package = made / "accelerate/commands"
+    package.mkdir(parents=True)
+    for empty in (package.parent / "__init__.py", package / "__init__.py"):
+        empty.touch()
+    shutil.copy(Path(__file__).with_name("light_accelerate.py"), package / "launch.py")
+    (made / "environment.json").write_text(json.dumps(environment or {}))
+    made.rename(folder / "light")  # whole at once: a job may be starting
+    return light_path(folder)
+
+
+def light_path(folder: Path) -> dict[str, str]:
+    """What a job is submitted with whose launches take the stand-in as soon as `light_launch` has been called."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [f"{folder}/light", os.environ.get("PYTHONPATH")]))}
 
 
 def stub_project(folder: Path) -> Path:
@@ -157,13 +193,22 @@ def stub_project(folder: Path) -> Path:
 
 
 @pytest.fixture
-def project(tmp_path) -> Path:
+def real_launch(tmp_path) -> Path:
+    """A folder to submit stand-ins of train.sft from, which accelerate itself launches."""
     return stub_project(tmp_path / "project")
+
+
+@pytest.fixture
+def project(real_launch) -> Path:
+    """The same with light launches, and processes without torch: for tests of the job around a launch."""
+    light_launch(real_launch)
+    return real_launch
 
 
 def submit_stub(cluster: SlurmCluster, project: Path, site: dict[str, str], **stub) -> str:
     """Submit a training with the stand-in, told to do `stub`; the job id."""
-    return cluster.submit(project, "train", "--config", "run.yaml", **site, STUB=json.dumps(stub))["train"]
+    env = {**site, **light_path(project), "STUB": json.dumps(stub)}
+    return cluster.submit(project, "train", "--config", "run.yaml", **env)["train"]
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ and what goes wrong.
 """
 
 import argparse
-import datetime
 import json
 import os
 import signal
@@ -22,10 +21,13 @@ parser.add_argument("--expected_world_size", type=int, required=True)
 arguments = parser.parse_args()
 output_dir = Path(yaml.safe_load(Path(arguments.config).read_text())["output_dir"])
 stub = json.loads(os.environ["STUB"])
-patience = datetime.timedelta(seconds=stub.get("patience", 60))
+patience = stub.get("patience", 60)
 
-import torch  # noqa: E402  # a signal that comes now is ignored: there is no handler yet
-import torch.distributed as dist  # noqa: E402
+# A signal that comes during these imports is ignored: there is no handler yet.
+if os.environ.get("LIGHT_LAUNCH"):
+    from train.socket_world import World
+else:
+    from train.gloo_world import World
 
 signalled = False
 
@@ -37,11 +39,10 @@ def on_signal(*_) -> None:
 
 signal.signal(signal.SIGUSR1, on_signal)
 signal.signal(signal.SIGTERM, on_signal)
-dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=300))
-rank, world_size = dist.get_rank(), dist.get_world_size()
-assert world_size == arguments.expected_world_size, f"world of {world_size}, not {arguments.expected_world_size}"
+world = World()
+assert world.size == arguments.expected_world_size, f"world of {world.size}, not {arguments.expected_world_size}"
 who = {
-    "world_size": world_size,
+    "world_size": world.size,
     "host": socket.gethostname(),
     "node_id": os.environ["SLURM_NODEID"],
     "threads": os.environ["OMP_NUM_THREADS"],
@@ -50,29 +51,30 @@ who = {
     "deepspeed": os.environ.get("ACCELERATE_USE_DEEPSPEED"),
     "offline": os.environ.get("HF_HUB_OFFLINE"),
 }
-(output_dir / f"rank{rank}.json").write_text(json.dumps(who))
-print(f"rank {rank} of {world_size} on {who['host']}", flush=True)
+(output_dir / f"rank{world.rank}.json").write_text(json.dumps(who))
+print(f"rank {world.rank} of {world.size} on {who['host']}", flush=True)
 
 saved = output_dir / "step.txt"
 step = int(saved.read_text()) if saved.exists() else 0
-dist.barrier()  # all have read it
+world.any(False, 300)  # all have read it
 while step < stub["steps"]:
     time.sleep(0.05)
     step += 1
-    if rank == stub.get("failing_rank") and step == 3:
-        raise RuntimeError(f"rank {rank} fails as it was told")
-    stop = torch.tensor([int(signalled)])
-    dist.all_reduce(stop, op=dist.ReduceOp.MAX, async_op=True).wait(patience)
-    if rank == 0:
+    if world.rank == stub.get("failing_rank") and step == 3:
+        raise RuntimeError(f"rank {world.rank} fails as it was told")
+    stop = world.any(signalled, patience)
+    if world.rank == 0:
         with (output_dir / "steps.log").open("a") as log:
             log.write(f"{step}\n")
-        if stop.item():
+        if stop:
             saved.write_text(str(step))
             (output_dir / "preempted.json").write_text(json.dumps({"step": step, "time": time.time()}))
-    if stop.item():
+    if stop:
         break
 else:
-    if rank == 0:
+    if world.rank == 0:
         (output_dir / "complete.json").write_text("{}")
-dist.barrier()
-dist.destroy_process_group()
+for number in (signal.SIGUSR1, signal.SIGTERM):  # else one that comes now would end the interpreter, which ends itself
+    signal.signal(number, signal.SIG_IGN)
+world.any(False, 300)
+world.close()

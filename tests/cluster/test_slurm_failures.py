@@ -12,10 +12,12 @@ import psutil
 import pytest
 import yaml
 
-from .conftest import SlurmCluster, read_log, submit_stub, use_stub
+from tests.support.world_runs import launch_environment
+
+from .conftest import SlurmCluster, light_launch, light_path, read_log, submit_stub, use_stub
 
 TRAIN = ["train", "--config", "run.yaml"]
-LENGTH = ["--max_steps", "140", "--save_steps", "20"]
+LENGTH = ["--max_steps", "35", "--save_steps", "5"]
 
 
 @pytest.fixture
@@ -34,6 +36,7 @@ def test_a_job_submitted_from_within_another_runs_what_was_submitted(cluster, pr
         "--wrap=slurm/submit.sh train --config run.yaml",
         cwd=project,
         **{**site, "PACKHAUL_SBATCH_OPTIONS": "--hold", "STUB": '{"steps": 20}', "RANK": "1", "MASTER_PORT": "1"},
+        **light_path(project),
     ).strip()
     assert cluster.wait(outer, timeout=60)["JobState"] == "COMPLETED", (project / "outer.out").read_text()
     job_id = (project / "outer.out").read_text().split()[-1]
@@ -51,10 +54,11 @@ def test_a_job_submitted_from_within_another_runs_what_was_submitted(cluster, pr
 
 
 def test_a_persons_scancel_ends_the_chain(cluster, project, site):
-    chain = {**site, "PACKHAUL_CHAIN": "2", "PACKHAUL_SBATCH_OPTIONS": "--no-requeue", "STUB": '{"steps": 2000}'}
-    lines = cluster.run(project / "slurm/submit.sh", *TRAIN, cwd=project, **chain).splitlines()
+    chain = {**site, "PACKHAUL_CHAIN": "2", "PACKHAUL_SBATCH_OPTIONS": "--no-requeue"}
+    stub = {"STUB": '{"steps": 2000}', **light_path(project)}
+    lines = cluster.run(project / "slurm/submit.sh", *TRAIN, cwd=project, **chain, **stub).splitlines()
     first, second = [line.split()[1] for line in lines]
-    cluster.wait_until(lambda _: (project / "runs/stub/steps.log").is_file(), first, timeout=60)
+    cluster.wait_for((project / "runs/stub/steps.log").is_file, first, timeout=60)
     cluster.run("scancel", first)
     jobs = [cluster.wait(job_id, timeout=60) for job_id in (first, second)]
     assert [job["JobState"] for job in jobs] == ["CANCELLED", "FAILED"], read_log(jobs[1])
@@ -63,7 +67,7 @@ def test_a_persons_scancel_ends_the_chain(cluster, project, site):
 
 def test_within_an_allocation_the_same_path_is_run(cluster, project, site):
     command = ["salloc", "--nodes=2", "--cpus-per-task=1", "--mem=2G", "slurm/run.sh", "--config", "run.yaml"]
-    said = cluster.run(*command, cwd=project, **site, STUB='{"steps": 20}')
+    said = cluster.run(*command, cwd=project, **site, STUB='{"steps": 20}', **light_path(project))
     assert "world of 2: 2 node(s)" in said and "training is complete" in said
     hosts = {json.loads((project / f"runs/stub/rank{rank}.json").read_text())["host"] for rank in (0, 1)}
     assert hosts == {"node1", "node2"}
@@ -72,7 +76,7 @@ def test_within_an_allocation_the_same_path_is_run(cluster, project, site):
 def test_a_spare_node_takes_the_place_of_one_that_dies(cluster, project, site):
     spare = {**site, "PACKHAUL_SPARE_NODES": "1"}
     job_id = submit_stub(cluster, project, spare, steps=150, patience=5)
-    cluster.wait_until(lambda _: (project / "runs/stub/steps.log").is_file(), job_id, timeout=60)
+    cluster.wait_for((project / "runs/stub/steps.log").is_file, job_id, timeout=60)
     cluster.cut_node(2)
     job = cluster.wait(job_id, timeout=150)
     cluster.start_node(2)
@@ -92,6 +96,7 @@ def test_an_unfit_node_is_excluded_at_the_requeue(cluster, prepared_project, sit
     config = {"data": "shards", "model_name_or_path": model, "output_dir": "runs/stub"}
     (project / "run.yaml").write_text(yaml.safe_dump(config))
     use_stub(project)
+    light_launch(project)
     checked = {**site, "PACKHAUL_CHECK_NODES": "1", "PACKHAUL_MIN_FREE_GIB": "0"}
     job_id = submit_stub(cluster, project, checked, steps=20)
     job = cluster.wait(job_id, timeout=150)
@@ -109,7 +114,7 @@ def signalled_when(condition, project: Path, rank: int, log, number: signal.Sign
     deadline = time.monotonic() + 240
     while not (found := [process for process in psutil.process_iter() if is_rank(process, project, rank)]):
         assert time.monotonic() < deadline, log()
-        time.sleep(0.1)
+        time.sleep(0.5)  # it has its imports before it
     while not condition():
         assert time.monotonic() < deadline, log()
         time.sleep(0.002)
@@ -141,6 +146,8 @@ def test_killed_and_stopped_ranks_are_outlived_and_the_end_is_that_of_an_uninter
         yaml.safe_dump({**config, "hang_seconds": limits, "expected_distributed_type": "DEEPSPEED"})
     )
     cluster.run("srun", "--nodelist=node1", "--mem=1G", "cp", "-r", str(model_of(project)), "/dev/shm/only-here")
+    # A killed rank is told by accelerate itself, what follows by light launches: starts are most of this test.
+    site = {**site, **light_launch(project, launch_environment("cpu_zero3_multinode", 2))}
     lonely = submit_real(cluster, project, site, "--model_name_or_path", "/dev/shm/only-here", "--output_dir", "lonely")
     failed = cluster.wait(lonely, timeout=120)
     first_error = read_log(failed).rpartition("packhaul: ")[2]  # and nothing follows it
@@ -149,15 +156,18 @@ def test_killed_and_stopped_ranks_are_outlived_and_the_end_is_that_of_an_uninter
     folders = ["--data", str(project / "shards"), "--output_dir", str(project / "runs/twin")]
     worlds.train("cpu_zero3", project / "run.yaml", tmp_path / "twin.log", *LENGTH, *folders)
 
+    (project / "light").rename(project / "later")
     job_id, run = submit_real(cluster, project, site), project / "runs/tiny"
     again = "training again in this allocation"
     events = [
-        (lambda: (run / "checkpoint-20/complete.json").exists(), 1, signal.SIGKILL),
-        (lambda: (run / ".saving-60").exists(), 0, signal.SIGKILL),  # after a new checkpoint: progress
-        (lambda: (run / "checkpoint-80/complete.json").exists(), 1, signal.SIGSTOP),
+        (lambda: (run / "checkpoint-5/complete.json").exists(), 1, signal.SIGKILL),
+        (lambda: (run / ".saving-15").exists(), 0, signal.SIGKILL),  # after a new checkpoint: progress
+        (lambda: (run / "checkpoint-20/complete.json").exists(), 1, signal.SIGSTOP),
     ]
     for number, (condition, rank, sent) in enumerate(events, start=1):
         signalled_when(condition, project, rank, lambda: read_log(cluster.job(job_id)), sent)
+        if number == 1:
+            (project / "later").rename(project / "light")
         cluster.wait_until(lambda job, n=number: read_log(job).count(again) == n or ended(job), job_id, timeout=90)
     job = cluster.wait(job_id, timeout=200)
     log = read_log(job)
