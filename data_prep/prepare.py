@@ -37,6 +37,11 @@ _PARTS_PER_PROOF = 4  # from this many parts on, looking words up saves more tim
 _TOKENS_PER_PACKER = 1 << 24  # a worker packs them in about the time that it takes to start
 
 
+def main_of_process(argv: list[str] | None = None) -> int:
+    """`main` in a process of its own."""
+    return main(argv, own_process=True)
+
+
 def main(argv: list[str] | None = None, *, own_process: bool = False) -> int:
     """Prepare one shard directory; 0 when what was asked is done, 2 when the input has to be changed.
 
@@ -251,4 +256,4 @@ def _pack(job: Job, num_workers: int, task: tuple[int, int]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(own_process=True))
+    sys.exit(main_of_process())

@@ -24,10 +24,11 @@ class Command:
 
     module: str
     line: str
+    main: str = "main"
 
 
 COMMANDS = {
-    "prepare": Command("data_prep.prepare", "raw instruction data -> packed, pre-tokenized shards"),
+    "prepare": Command("data_prep.prepare", "raw instruction data -> packed, pre-tokenized shards", "main_of_process"),
     "inspect": Command("data_prep.inspect_shards", "verify a shard directory and show what the model will see"),
     "preflight": Command("train.preflight", "check a run before a GPU is held"),
     "train": Command("packhaul.training", "train: one process, or several with --launch NAME; again to resume"),
@@ -74,7 +75,8 @@ def _run(words: list[str]) -> int:
     if str(Path.cwd()) not in sys.path and not sys.flags.safe_path:
         sys.path.append(str(Path.cwd()))  # as python -m has it: functions that a recipe names; behind what is installed
     sys.argv = [f"{PROGRAM} {name}", *rest]  # what a command calls itself: data_prep.program_name
-    return importlib.import_module(COMMANDS[name].module).main(rest) or 0
+    entry = getattr(importlib.import_module(COMMANDS[name].module), COMMANDS[name].main)
+    return entry(rest) or 0
 
 
 def help_text() -> str:

@@ -150,11 +150,11 @@ def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
     def stop(argv):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data_prep.prepare.main", stop)
+    monkeypatch.setattr("data_prep.prepare.main_of_process", stop)
     assert main(["prepare"]) == 130
     assert capsys.readouterr().err == "packhaul prepare: stopped by Ctrl-C\n"
 
 
 def test_modules_of_commands_are_named_as_they_are():
     for entry in command.COMMANDS.values():
-        assert callable(importlib.import_module(entry.module).main)
+        assert callable(getattr(importlib.import_module(entry.module), entry.main))

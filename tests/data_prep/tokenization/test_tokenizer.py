@@ -11,6 +11,7 @@ import pytest
 
 from data_prep import prepare
 from data_prep.tokenization.tokenizer import load_tokenizer
+from packhaul import command
 from tests.conftest import ROOT
 
 
@@ -61,5 +62,5 @@ def test_torch_is_left_out_where_no_function_of_the_user_may_want_it(
     recipe = {"tokenizer": "t", "sources": [{"name": "a", "path": "a.jsonl", **source}], "filters": filters or None}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     words = ["--recipe", str(tmp_path / "recipe.yaml"), "--output", "shards", "--num-workers", "1"]
-    assert prepare.main(words, own_process=own_process) == 0
+    assert (command.main(["prepare", *words]) if own_process else prepare.main(words)) == 0
     assert len(calls) == asked
