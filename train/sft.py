@@ -137,6 +137,7 @@ def _train(config: RunConfig, signals: Signals, held: ExitStack) -> bool:
         reach = check_targets(config)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         quiet.silence_deepspeed()
+        compile_locks.announce_builds()
     watchdog.part("joining the world")
     args = build_sft_config(config)  # starts the process group
     check_world_size(args.world_size, config)

@@ -1,6 +1,6 @@
 """The checks of a submission, on the login node: what is wrong costs seconds, and not a night in the queue."""
 
-from slurm.jobs import environment
+from slurm.jobs import environment, folders_here
 from slurm.jobs.words import Refusal, complain, flag
 
 _SECONDS = 180  # for one check: a source of many files takes longer to look at
@@ -15,6 +15,8 @@ def check(site, stages):
     """
     if not site.number("CHECK_SUBMISSION"):
         return
+    for number, stage in enumerate(stages):
+        _refuse(stage, folders_here.problem_of(stage, stages[:number]))
     if site.text("CONTAINER") and site.text("CONTAINER_RUNTIME") == "pyxis":
         complain("not checked before the submission: only a job can enter a container of pyxis")
         return
@@ -26,7 +28,8 @@ def check(site, stages):
     for number, stage in enumerate(stages):
         command = _command(site, stage, is_first=number == 0)
         if command:
-            _run(here, stage, command)
+            found = _run(here, stage, command)
+            _refuse(stage, folders_here.problem_of(stage, stages[:number], found))
 
 
 def _command(site, stage, is_first):
@@ -45,11 +48,19 @@ def _command(site, stage, is_first):
 
 
 def _run(here, stage, command):
+    """What the command prints; '' where it could not check."""
     code, out, errors = here.run(["python", *command], timeout=_SECONDS)
     if code in _CANNOT_TELL or (code and not (out + errors).strip()):
         complain("{} is not checked before the submission: {}".format(stage.kind, errors.strip() or code))
-    elif code:
-        raise Refusal("{} is refused, nothing is submitted:\n{}".format(stage.kind, (errors or out).strip()), 2)
+        return ""
+    if code:
+        _refuse(stage, (errors or out).strip())
+    return out
+
+
+def _refuse(stage, problem):
+    if problem:
+        raise Refusal("{} is refused, nothing is submitted:\n{}".format(stage.kind, problem), 2)
 
 
 # The run as train.sft itself reads it; a mistake in the run config ends it.

@@ -31,11 +31,7 @@ def options_of(site, kind):
     Args:
         kind: prepare, train, export or evaluate.
     """
-    prefix = "" if kind == "train" else kind.upper() + "_"
-    cpus = "CPUS_PER_TASK" if kind == "train" else prefix + "CPUS"
-    asked = [("account", prefix + "ACCOUNT"), ("partition", prefix + "PARTITION")]
-    asked += [("cpus-per-task", cpus), ("mem", prefix + "MEMORY"), ("time", prefix + "TIME")]
-    options = ["--{}={}".format(name, site.text(key)) for name, key in asked if site.text(key)]
+    options = ["--{}={}".format(name, site.text(variable)) for name, variable in _plain(kind) if site.text(variable)]
     if kind == "train":
         nodes = site.number("NODES") + site.number("SPARE_NODES")
         options.append("--nodes={}".format(nodes))
@@ -46,7 +42,27 @@ def options_of(site, kind):
             options.append("--no-kill")  # a dead node ends no job that has another
     if kind == "evaluate" and site.text("EVALUATE_GPUS") not in ("", "0"):
         options.append("--gpus-per-node=" + re.sub("^gpu:", "", site.text("EVALUATE_GPUS")))
-    return options + site.words(prefix + "OPTIONS" if prefix else "SBATCH_OPTIONS")
+    return options + site.words(_more(kind))
+
+
+def variables_of(site, kind):
+    """The same as lines of slurm/env.sh, for a person who has to change one: PACKHAUL_NODES=2."""
+    names = [variable for _, variable in _plain(kind)]
+    names += {"train": ["NODES", "SPARE_NODES", "GPUS_PER_NODE"], "evaluate": ["EVALUATE_GPUS"]}.get(kind, [])
+    given = [(name, site.text(name)) for name in [*names, _more(kind)]]
+    return ["PACKHAUL_{}={}".format(name, quoted([value])) for name, value in given if value not in ("", "0")]
+
+
+def _plain(kind):
+    """Options of sbatch that a variable holds as they are, and that variable."""
+    prefix = "" if kind == "train" else kind.upper() + "_"
+    cpus = "CPUS_PER_TASK" if kind == "train" else prefix + "CPUS"
+    yield from (("account", prefix + "ACCOUNT"), ("partition", prefix + "PARTITION"))
+    yield from (("cpus-per-task", cpus), ("mem", prefix + "MEMORY"), ("time", prefix + "TIME"))
+
+
+def _more(kind):
+    return "SBATCH_OPTIONS" if kind == "train" else kind.upper() + "_OPTIONS"
 
 
 class Queue:
@@ -55,6 +71,7 @@ class Queue:
     Attributes:
         previous: id of the job that the next one waits for, '' for none.
         scripts: that were submitted.
+        submitted: ids of the jobs that are in the queue.
     """
 
     def __init__(self, site, dry_run):
@@ -62,7 +79,7 @@ class Queue:
         self.previous = ""
         self.scripts = set()
         self._site = site
-        self._submitted = []
+        self.submitted = []
 
     def submit(self, stage, options, words, also_after=""):
         """Submit a job and print its stage and id; in a dry run, print the command. The id.
@@ -94,29 +111,33 @@ class Queue:
         make_folder(os.path.dirname(_last_value(command, "--output")))
         code, out, errors = ask(*command, timeout=300, env=clean(os.environ))
         if code or not out.strip():
-            raise Refusal(self._refusal(stage, errors.strip() or "exit code {}, no job id".format(code)))
+            raise Refusal(self._refusal(stage, command, errors.strip() or "exit code {}, no job id".format(code)))
         job = out.strip().splitlines()[-1].partition(";")[0]  # "id;cluster" where there are several
-        self._submitted.append(job)
+        self.submitted.append(job)
         print("{} {}".format(stage, job), flush=True)
         return job
 
-    def _refusal(self, stage, errors):
-        lines = [errors, "sbatch refused {}".format(stage) + self._limits()]
-        if self._submitted:
-            ids = " ".join(self._submitted)
+    def _refusal(self, stage, command, errors):
+        script = next(word for word in command if word.endswith(".sbatch"))
+        kind = os.path.splitext(os.path.basename(script))[0]
+        lines = [errors, "sbatch refused {}, for which slurm/env.sh or your shell says:".format(stage)]
+        lines += ["  " + line for line in variables_of(self._site, kind)]
+        lines.append("Change what does not fit (`sacctmgr show assoc user=$USER` lists accounts). This cluster has:")
+        lines += self._limits(kind)
+        if self.submitted:
+            ids = " ".join(self.submitted)
             lines.append("These jobs are in the queue: {0} (scancel {0})".format(ids))
         return "\n".join(lines)
 
-    def _limits(self):
+    def _limits(self, kind):
         """What the site allows, where sbatch's own words rarely say it."""
-        found = []
-        _, config, _ = ask("scontrol", "show", "config")
-        if setting(config, "MaxArraySize"):
+        _, partitions, _ = ask("sinfo", "--noheader", "--format", "%P: %D nodes, each %c CPUs, %m MB, %G, limit %l")
+        found = ["partition " + line for line in sorted(set(partitions.splitlines()))]
+        if kind == "prepare" and self._site.number("PREPARE_TASKS") > 1:
+            _, config, _ = ask("scontrol", "show", "config")
             tasks = self._site.text("PREPARE_TASKS")
             found.append("MaxArraySize is {}, PACKHAUL_PREPARE_TASKS {}".format(setting(config, "MaxArraySize"), tasks))
-        _, partitions, _ = ask("sinfo", "--noheader", "--format", "%P: %c CPUs, %m MB, %G, limit %l")
-        found += sorted(set(partitions.splitlines()))
-        return "".join("\n  {}".format(line) for line in found)
+        return ["  " + line for line in found]
 
 
 def _last_value(command, name):

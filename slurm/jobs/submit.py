@@ -18,8 +18,10 @@ pack (a job array), finish. Submitted again they skip what is done. After a fail
 """
 
 import os
+import shutil
 
 from slurm.jobs import checked_here, sbatch, site, stages, submission
+from slurm.jobs.words import Refusal
 
 _OWN_FLAGS = ("--dry-run", "--show-scripts")
 
@@ -47,20 +49,29 @@ def main(words):
 
 
 def _submit(here, stage, queue):
-    """One job, the chain of a preparation in tasks, or the attempts of a training that may not be requeued."""
-    logs = os.path.join("slurm/logs", stage.name)
+    """The jobs of a stage, with copies of what they read. No copies stay of a stage that sbatch has refused."""
     if queue.dry_run:
-        folder, arguments = "", stage.arguments
-    else:
-        copies = submission.make(here, stage.kind, stage.arguments, logs)
-        folder, arguments = copies.folder, copies.arguments
+        _submit_jobs(here, stage, "", stage.arguments, queue)
+        return
+    copies = submission.make(here, stage.kind, stage.arguments, os.path.join("slurm/logs", stage.name))
+    before = len(queue.submitted)
+    try:
+        _submit_jobs(here, stage, copies.folder, copies.arguments, queue)
+    except Refusal:
+        if len(queue.submitted) == before:
+            shutil.rmtree(copies.folder, ignore_errors=True)
+        raise
+
+
+def _submit_jobs(here, stage, folder, arguments, queue):
+    """One job, the chain of a preparation in tasks, or the attempts of a training that may not be requeued."""
     options = [*sbatch.options_of(here, stage.kind), *_passed_on(folder)]
     if stage.kind == "prepare" and here.number("PREPARE_TASKS") > 1:
         _submit_chain(here, stage, arguments, options, queue)
     elif stage.kind == "train" and here.number("CHAIN") > 1:
         _submit_attempts(here, stage, arguments, folder, queue)
     else:
-        named = ["--job-name=" + stage.name, "--output={}/%j.out".format(logs)]
+        named = ["--job-name=" + stage.name, "--output=slurm/logs/{}/%j.out".format(stage.name)]
         queue.submit(stage.kind, [*options, *named], ["slurm/{}.sbatch".format(stage.kind), *arguments])
 
 

@@ -275,3 +275,26 @@ def test_help_says_what_there_is(project):
     assert project.run("submit.sh", "--help") == 0
     assert "slurm/submit.sh [--dry-run] train" in project.log
     assert plain(["x"]) == ["x"]
+
+
+def test_a_refusal_of_sbatch_names_the_variables_to_change(project):
+    env = {"PACKHAUL_PARTITION": "gpuu", "PACKHAUL_SPARE_NODES": "1", "PACKHAUL_SBATCH_OPTIONS": "--qos=big --nice=3"}
+    found = {"FAKE_LIMIT": "0", "FAKE_SINFO": "main*: 3 nodes"}
+    assert project.run("submit.sh", *TRAIN, **env, **found) == 1
+    assert "sbatch refused train" in project.log and "  PACKHAUL_PARTITION=gpuu\n" in project.log
+    assert (
+        "  PACKHAUL_SPARE_NODES=1\n" in project.log
+        and "  PACKHAUL_SBATCH_OPTIONS='--qos=big --nice=3'\n" in project.log
+    )
+    assert "  partition main*: 3 nodes\n" in project.log
+    assert "PACKHAUL_PREPARE" not in project.log and "PACKHAUL_ACCOUNT" not in project.log  # not sent
+
+
+def test_no_copies_stay_of_what_sbatch_refused(project):
+    assert project.run("submit.sh", *TRAIN, FAKE_LIMIT="0") == 1
+    assert not list(project.folder.glob("slurm/logs/*/submissions/*"))
+
+
+def test_the_copies_of_jobs_that_are_in_the_queue_stay(project):
+    assert project.run("submit.sh", *TRAIN, PACKHAUL_CHAIN="3", FAKE_LIMIT="2") == 1
+    assert len(list(project.folder.glob("slurm/logs/*/submissions/*/env.sh"))) == 1

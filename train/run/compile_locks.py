@@ -1,12 +1,16 @@
-"""Removes stale build locks of torch extensions, left by killed processes; waiting for one never ends."""
+"""Compilation of DeepSpeed's operators: it is reported, as it takes minutes, and the stale locks of killed processes
+are removed, as waiting for one never ends."""
 
 from __future__ import annotations
 
+import functools
+import importlib
 import logging
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from train.run.log import ANY_RANK
 
@@ -23,11 +27,34 @@ def remove_stale() -> None:
         log.warning(message, extra=ANY_RANK)
 
 
+def announce_builds() -> None:
+    """Let DeepSpeed say what it compiles before it does: nothing else is said meanwhile. Call it once it is wanted."""
+    builder: Any = importlib.import_module("deepspeed.ops.op_builder.builder").OpBuilder
+    compile_or_load = builder.jit_load
+
+    @functools.wraps(compile_or_load)
+    def loud(self: Any, *arguments: Any, **options: Any) -> Any:
+        if not _is_built(self.name):
+            once = "once for this environment; it takes minutes on a busy machine"
+            log.info(f"compiling DeepSpeed's operator {self.name} into {_root()}: {once}")
+        return compile_or_load(self, *arguments, **options)
+
+    if not hasattr(compile_or_load, "__wrapped__"):
+        builder.jit_load = loud
+
+
 def find_stale() -> Iterator[Path]:
     """The locks of torch.utils.cpp_extension in whose folder nothing has changed for STALE_SECONDS."""
-    given = os.environ.get("TORCH_EXTENSIONS_DIR")
-    root = Path(given) if given else Path.home() / ".cache" / "torch_extensions"
-    for lock in sorted([*root.glob("*/lock"), *root.glob("*/*/lock")]):
+    for lock in sorted([*_root().glob("*/lock"), *_root().glob("*/*/lock")]):
         ages = [time.time() - file.stat().st_mtime for file in lock.parent.iterdir() if file.exists()]
         if ages and min(ages) > STALE_SECONDS:
             yield lock
+
+
+def _is_built(name: str) -> bool:
+    return any([*_root().glob(f"{name}/{name}.so"), *_root().glob(f"*/{name}/{name}.so")])
+
+
+def _root() -> Path:
+    given = os.environ.get("TORCH_EXTENSIONS_DIR")
+    return Path(given) if given else Path.home() / ".cache" / "torch_extensions"

@@ -1,12 +1,16 @@
-"""A lock is removed when nothing has been compiled next to it for long, and only then."""
+"""A lock is removed when nothing has been compiled next to it for long, and only then. Compiling is reported."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 from train.run import log
-from train.run.compile_locks import STALE_SECONDS, remove_stale
+from train.run.compile_locks import STALE_SECONDS, announce_builds, remove_stale
 
 
 def test_only_old_locks_are_removed(tmp_path, monkeypatch, capsys):
@@ -26,3 +30,34 @@ def test_only_old_locks_are_removed(tmp_path, monkeypatch, capsys):
 def test_no_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "nowhere"))
     remove_stale()
+
+
+class Builder:
+    """As DeepSpeed's OpBuilder."""
+
+    name = "cpu_adam"
+
+    def jit_load(self, verbose=True) -> tuple[str, bool]:
+        return self.name, verbose
+
+
+def test_compiling_is_reported_before_it_begins_and_loading_is_not(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    module = SimpleNamespace(OpBuilder=type("OpBuilder", (Builder,), {}))
+    monkeypatch.setitem(sys.modules, "deepspeed.ops.op_builder.builder", module)
+    log.set_up()
+    announce_builds()
+    announce_builds()  # twice is once
+    assert module.OpBuilder().jit_load(verbose=False) == ("cpu_adam", False)
+    assert capsys.readouterr().out.count(f"compiling DeepSpeed's operator cpu_adam into {tmp_path}: once for") == 1
+    (tmp_path / "py311_cpu" / "cpu_adam").mkdir(parents=True)
+    (tmp_path / "py311_cpu" / "cpu_adam" / "cpu_adam.so").touch()
+    assert module.OpBuilder().jit_load() == ("cpu_adam", True)
+    assert not capsys.readouterr().out
+
+
+def test_deepspeed_still_compiles_there():
+    spec = importlib.util.find_spec("deepspeed")
+    assert spec is not None and spec.origin is not None
+    text = Path(spec.origin).with_name("ops").joinpath("op_builder", "builder.py").read_text()
+    assert "class OpBuilder(ABC)" in text and "return self.jit_load(verbose)" in text
