@@ -13,7 +13,7 @@ export PACKHAUL_PARTITION="${PACKHAUL_PARTITION-}"            # EDIT: --partitio
 export PACKHAUL_NODES="${PACKHAUL_NODES:-1}"                  # EDIT: nodes of a training job
 export PACKHAUL_SPARE_NODES="${PACKHAUL_SPARE_NODES:-0}"      # nodes besides, which take the place of unfit ones
 export PACKHAUL_GPUS_PER_NODE="${PACKHAUL_GPUS_PER_NODE-8}"   # EDIT: GPUs in each node, 8 or h100:8; 0 trains on the CPU
-# Training processes in each node; empty: one for each GPU.
+# EDIT where there are no GPUs: training processes in each node; empty: one for each GPU.
 export PACKHAUL_PROCS_PER_NODE="${PACKHAUL_PROCS_PER_NODE-}"
 export PACKHAUL_GPU_KIND="${PACKHAUL_GPU_KIND:-nvidia}"       # EDIT: nvidia or amd
 export PACKHAUL_CPUS_PER_TASK="${PACKHAUL_CPUS_PER_TASK:-64}" # EDIT: CPUs of each node, for all its processes together

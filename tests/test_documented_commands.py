@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from packhaul.command import COMMANDS
 from packhaul.training import launch_file, split_flags
@@ -226,3 +227,15 @@ def test_flags_exist(path: Path) -> None:
             if flag not in known and f"--{flag}" not in code:
                 problems.append(f"{at(path, line.number)}: --{flag}")
     none(problems)
+
+
+@pytest.mark.parametrize("path", ["README.md", "README.ko.md", "docs/slurm.md"])
+def test_a_chain_trains_the_model_that_its_data_is_prepared_for(path: str) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8").replace("\\\n", " ")
+    chains = re.findall(r"prepare --recipe (\S+) --output (\S+)\s+then train --config (\S+)", text)
+    assert chains
+    for recipe, output, config in chains:
+        prepared, trained = (yaml.safe_load((ROOT / name).read_text(encoding="utf-8")) for name in (recipe, config))
+        families = [name.partition("-")[0] for name in (prepared["tokenizer"], trained["model_name_or_path"])]
+        assert families[0] == families[1], (recipe, config)
+        assert output == trained["data"], config

@@ -24,6 +24,7 @@ from data_prep import secret_texts
 from data_prep.program_name import refusal, usage_name
 from train.checkpoint.shard_files import MODEL
 from train.config.flag_types import boolean, positive
+from train.run import quiet
 from train.run.atomic_files import DIGEST, flush, rename, write_json_atomically, write_text_atomically
 from train.run.model_identity import difference, model_digests
 from train.serving.export_source import Exported, Shards, check_bytes, find_exported, find_shards, read_json
@@ -43,6 +44,7 @@ VERSIONED = ("packhaul", "torch", "transformers", "trl", "peft", "deepspeed", "s
 def main(arguments: list[str] | None = None) -> None:
     """Command line; prints what is exported and where it is, or one error line and exit code 2."""
     options = _parse(arguments)
+    quiet.hide_bars()
     try:
         exported = find_exported(Path(options.checkpoint), best=options.best)
         output = Path(options.output)

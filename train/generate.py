@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.program_name import refusal, usage_name
+from train.run import quiet
 from train.serving import generation_flags
 from train.serving.chat_model import Answer
 from train.serving.compared_models import Asked, answer_in_turn, asked_models
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8")  # whatever the locale: a cluster's is often C
     options = _parse(arguments)
+    quiet.hide_bars()
     try:
         models = asked_models(options.model, options.base_model, options.compare or [])
         check_models(models, options)

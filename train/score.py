@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.program_name import speaker, usage_name
+from train.run import quiet
 
 if TYPE_CHECKING:
     from data_prep.packed_rows import PackedDocument, PackedRows
@@ -31,6 +32,7 @@ SHOWN = 300  # characters of a document that is shown
 def main(argv: list[str] | None = None) -> int:
     """Score what is not scored yet; 2 when something has to be changed first."""
     options = _parser().parse_args(argv)
+    quiet.hide_bars()
     try:
         _score(options)
     except (ValueError, OSError) as error:

@@ -37,7 +37,10 @@ def _remedy(error: Exception) -> str:
     if any(sign in text for sign in ("gated", "authenticat", "401 client", "403 client")):
         return "Accept its terms on its page, then log in with `hf auth login` or put HF_TOKEN into the environment."
     if "offline" in text:
-        return "HF_HUB_OFFLINE is set and the set is not cached: unset it, or load it once where there is a network."
+        return (
+            "HF_HUB_OFFLINE is set and the set is not cached: unset it, or load it once where there is a network, with "
+            "`packhaul prepare --recipe FILE --output DIR --stage check`."
+        )
     if isinstance(error, ConnectionError):
         return "The hub cannot be reached: check the network, or load the data set once where there is one."
     return (

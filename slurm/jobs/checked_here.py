@@ -1,7 +1,7 @@
 """The checks of a submission, on the login node: what is wrong costs seconds, and not a night in the queue."""
 
 from slurm.jobs import environment, folders_here
-from slurm.jobs.words import Refusal, complain, flag
+from slurm.jobs.words import Refusal, complain, flag, tell
 
 _SECONDS = 180  # for one check: a source of many files takes longer to look at
 _CANNOT_TELL = (124, 126, 127)  # took too long, or did not start
@@ -28,6 +28,7 @@ def check(site, stages):
     for number, stage in enumerate(stages):
         command = _command(site, stage, is_first=number == 0)
         if command:
+            tell("checking {} on this machine before it is submitted".format(stage.kind))
             found = _run(here, stage, command)
             _refuse(stage, folders_here.problem_of(stage, stages[:number], found))
 

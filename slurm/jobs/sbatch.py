@@ -4,7 +4,7 @@ import os
 import re
 
 from slurm.jobs.answers import ask, setting
-from slurm.jobs.words import Refusal, make_folder, quoted
+from slurm.jobs.words import Refusal, make_folder, quoted, tell
 
 # Of a job that this shell is in: SLURM would take these for options, libraries for their place in a world.
 _LEAKS = re.compile(
@@ -115,6 +115,7 @@ class Queue:
         job = out.strip().splitlines()[-1].partition(";")[0]  # "id;cluster" where there are several
         self.submitted.append(job)
         print("{} {}".format(stage, job), flush=True)
+        tell("its log: " + re.sub("%[jA]", job, _last_value(command, "--output")))
         return job
 
     def _refusal(self, stage, command, errors):

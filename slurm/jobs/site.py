@@ -111,7 +111,7 @@ def _gpu_problem(site):
     if processes and not re.match(r"[1-9]\d*$", processes):
         return "PACKHAUL_PROCS_PER_NODE must be a whole number of 1 or more, found '{}'".format(processes)
     if not processes and not site.gpus_per_node:
-        return "PACKHAUL_PROCS_PER_NODE must be given where PACKHAUL_GPUS_PER_NODE is 0 or empty"
+        return "PACKHAUL_PROCS_PER_NODE must be given, such as 1, where PACKHAUL_GPUS_PER_NODE is 0 or empty"
     return None
 
 
@@ -141,8 +141,8 @@ def _software_problems(site):
         yield "PACKHAUL_GPU_KIND must be nvidia or amd, found '{}'".format(kind)
     if not site.text("CONTAINER") and not os.path.exists(os.path.join(folder, "bin", "python")):
         yield (
-            "PACKHAUL_VENV: there is no {}/bin/python: make the environment (venv or conda), or name another "
-            "folder".format(folder)
+            "PACKHAUL_VENV: there is no {}/bin/python: make the environment (`make install`), or name the folder of "
+            "another, venv or conda".format(folder)
         )
 
 

@@ -28,6 +28,12 @@ def complain(text):
     print("packhaul: {}".format(text), file=sys.stderr, flush=True)
 
 
+def tell(text):
+    """A line for a person at a terminal; programs that read standard error do not get it."""
+    if sys.stderr.isatty():
+        complain(text)
+
+
 def make_folder(path):
     """Make it where it is not there.
 

@@ -6,11 +6,13 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from slurm.jobs import sbatch
 from tests.support.slurm_stand_ins import ROOT, plain, value
 
 TRAIN = ["train", "--config", "run.yaml"]
@@ -298,3 +300,16 @@ def test_no_copies_stay_of_what_sbatch_refused(project):
 def test_the_copies_of_jobs_that_are_in_the_queue_stay(project):
     assert project.run("submit.sh", *TRAIN, PACKHAUL_CHAIN="3", FAKE_LIMIT="2") == 1
     assert len(list(project.folder.glob("slurm/logs/*/submissions/*/env.sh"))) == 1
+
+
+@pytest.mark.parametrize(("pattern", "log"), [("%j.out", "17.out"), ("%A_%a.out", "17_%a.out")])
+def test_a_person_at_a_terminal_is_told_where_the_log_is(tmp_path, monkeypatch, capsys, pattern, log):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sbatch, "ask", lambda *command, **options: (0, "17;cluster\n", ""))
+    queue = sbatch.Queue(None, dry_run=False)
+    submit = ["train", [f"--output=logs/{pattern}"], ["slurm/train.sbatch"]]
+    queue.submit(*submit)
+    assert capsys.readouterr() == ("train 17\n", "")  # a program that reads the ids gets nothing else
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    queue.submit(*submit)
+    assert capsys.readouterr() == ("train 17\n", f"packhaul: its log: logs/{log}\n")

@@ -1,5 +1,7 @@
-"""Compilation of DeepSpeed's operators: it is reported, as it takes minutes, and the stale locks of killed processes
-are removed, as waiting for one never ends."""
+"""Compilation of DeepSpeed's operators: it is reported, and the stale locks of killed processes are removed.
+
+It takes minutes without another line; waiting for a stale lock never ends.
+"""
 
 from __future__ import annotations
 

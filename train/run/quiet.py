@@ -89,8 +89,13 @@ def set_up() -> None:
     for message in WARNED:
         words = message.words.replace("`", "[`]")
         warnings.filterwarnings("ignore", message=words, category=FutureWarning)
+    hide_bars()
+
+
+def hide_bars() -> None:
+    """Keep transformers' bars, of loading and writing, out of a log: they are for a terminal."""
     if not shows_bars():
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers' bars, of loading and writing, follow it
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers' follow it
         if loaded := sys.modules.get("transformers.utils.logging"):
             loaded.disable_progress_bar()  # it has read the environment already
 
