@@ -15,6 +15,8 @@ _WORDS = "SHARED_DIRS CONTAINER_MOUNTS SBATCH_OPTIONS PREPARE_OPTIONS EXPORT_OPT
 _RUNTIMES = ("apptainer", "singularity", "pyxis")
 _KINDS = ("nvidia", "amd")
 _TIME = re.compile(r"\d+(-\d+)?(:\d+){0,2}$")
+_SIGNAL_EARLY = 60  # seconds, as the manual of sbatch says
+_START = 180  # seconds that a start with its node check, and some steps, take at least
 _GPUS = re.compile(r"(gpu:)?([\w.-]+:)?(\d+)$")
 
 
@@ -159,6 +161,18 @@ def _mismatches(site):
     time, lead = site.text("TIME"), site.number("SIGNAL_SECONDS")
     if time and seconds_of(time) <= lead:
         yield "PACKHAUL_TIME: {} is no longer than PACKHAUL_SIGNAL_SECONDS={}".format(time, lead)
+
+
+def doubt(site):
+    """What can be used, but hardly is what was meant, of a training; '' where nothing is."""
+    time, lead = site.text("TIME"), site.number("SIGNAL_SECONDS")
+    left = seconds_of(time) - lead - _SIGNAL_EARLY if time else _START
+    if left >= _START:
+        return ""
+    return (
+        "PACKHAUL_TIME: {} with PACKHAUL_SIGNAL_SECONDS={} leaves each attempt {} s (SLURM may send the signal {} s "
+        "early), and a start takes minutes: it may be requeued after its first step, again and again"
+    ).format(time, lead, max(0, left), _SIGNAL_EARLY)
 
 
 def seconds_of(time):

@@ -21,7 +21,7 @@ import os
 import shutil
 
 from slurm.jobs import checked_here, sbatch, site, stages, submission
-from slurm.jobs.words import Refusal
+from slurm.jobs.words import Refusal, complain
 
 _OWN_FLAGS = ("--dry-run", "--show-scripts")
 
@@ -37,6 +37,8 @@ def main(words):
     asked = list(stages.read([word for word in words if word not in _OWN_FLAGS]))
     for stage in asked:  # all of them, before the first is submitted
         stages.check(here, stage)
+    if site.doubt(here) and any(stage.kind == "train" for stage in asked):
+        complain(site.doubt(here))
     dry_run = bool(own)
     if not dry_run:
         checked_here.check(here, asked)

@@ -244,6 +244,7 @@ def test_a_time_limit_within_the_signals_lead_is_refused(project, time, seconds)
     code = project.run("submit.sh", "--dry-run", "train", "--config", "run.yaml", PACKHAUL_TIME=time)
     assert code == (seconds <= 300), project.log
     assert ("is no longer than PACKHAUL_SIGNAL_SECONDS=300" in project.log) == (seconds <= 300)
+    assert ("requeued after its first step, again and again" in project.log) == (seconds == 301)
 
 
 def test_submit_gives_sbatch_the_values_of_env_sh(project):
