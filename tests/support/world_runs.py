@@ -77,7 +77,7 @@ def import_everything() -> None:
 
     from train.run import compile_locks
 
-    compile_locks.remove_stale()
+    compile_locks.announce_builds()
     ShareMemCommBuilder().load(verbose=False)  # compiled once, before several processes want it
     import_libraries()
 

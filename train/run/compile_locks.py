@@ -5,6 +5,7 @@ It takes minutes without another line; waiting for a stale lock never ends.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
@@ -19,6 +20,7 @@ from train.run.log import ANY_RANK
 log = logging.getLogger(__name__)
 
 STALE_SECONDS = 600  # compiling takes a minute or two, on a busy machine some more
+_ASK_AGAIN = 1.0  # seconds
 
 
 def remove_stale() -> None:
@@ -36,6 +38,7 @@ def announce_builds() -> None:
 
     @functools.wraps(compile_or_load)
     def loud(self: Any, *arguments: Any, **options: Any) -> Any:
+        _wait_for_others(self.name)
         if not _is_built(self.name):
             once = "once for this environment; it takes minutes on a busy machine"
             log.info(f"compiling DeepSpeed's operator {self.name} into {_root()}: {once}")
@@ -45,12 +48,38 @@ def announce_builds() -> None:
         builder.jit_load = loud
 
 
+def _wait_for_others(name: str) -> None:
+    """Wait while another process compiles an operator, or until its lock is stale: torch would wait for ever for one
+    that was killed shortly before this start."""
+    is_said = False
+    while any(lock.parent.name == name for lock in _locks()):
+        if not is_said:
+            is_said = True
+            minutes = STALE_SECONDS // 60
+            log.info(f"another process compiles {name}: waiting, at most {minutes} minutes if it has been killed")
+        remove_stale()
+        time.sleep(_ASK_AGAIN)
+
+
+def _locks() -> list[Path]:
+    return sorted([*_root().glob("*/lock"), *_root().glob("*/*/lock")])
+
+
 def find_stale() -> Iterator[Path]:
     """The locks of torch.utils.cpp_extension in whose folder nothing has changed for STALE_SECONDS."""
-    for lock in sorted([*_root().glob("*/lock"), *_root().glob("*/*/lock")]):
-        ages = [time.time() - file.stat().st_mtime for file in lock.parent.iterdir() if file.exists()]
+    for lock in _locks():
+        ages = _ages(lock.parent)
         if ages and min(ages) > STALE_SECONDS:
             yield lock
+
+
+def _ages(folder: Path) -> list[float]:
+    """Seconds since each file has changed; those that are gone meanwhile are left out."""
+    found = []
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(time.time() - file.stat().st_mtime)
+    return found
 
 
 def _is_built(name: str) -> bool:

@@ -56,6 +56,32 @@ def test_compiling_is_reported_before_it_begins_and_loading_is_not(tmp_path, mon
     assert not capsys.readouterr().out
 
 
+def test_a_lock_of_a_killed_process_is_waited_for_until_it_is_stale(tmp_path, monkeypatch, capsys):
+    """Its time comes while this process waits: it was not stale when the run began."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    module = SimpleNamespace(OpBuilder=type("OpBuilder", (Builder,), {}))
+    monkeypatch.setitem(sys.modules, "deepspeed.ops.op_builder.builder", module)
+    lock = tmp_path / "cpu_adam" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    waits = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            old = time.time() - STALE_SECONDS - 60
+            os.utime(lock, (old, old))
+
+    monkeypatch.setattr("train.run.compile_locks.time.sleep", wait)
+    log.set_up()
+    announce_builds()
+    assert module.OpBuilder().jit_load() == ("cpu_adam", True)
+    said = capsys.readouterr()
+    assert len(waits) == 4 and not lock.exists()
+    assert said.out.count("another process compiles cpu_adam: waiting, at most 10 minutes") == 1
+    assert f"removed {lock}: a process that was killed" in said.err
+
+
 def test_deepspeed_still_compiles_there():
     spec = importlib.util.find_spec("deepspeed")
     assert spec is not None and spec.origin is not None
