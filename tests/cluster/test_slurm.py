@@ -63,14 +63,14 @@ def test_signals_are_obeyed_also_during_start_up_and_the_last_restart_ends_with_
 
     def signal_the_script(name: str, restarts: int) -> None:
         """Once it has trained a step since the last signal."""
-        step = int(saved.read_text()) if saved.is_file() else 0
-        began = lambda: steps.is_file() and len(steps.read_text().split()) > step  # noqa: E731
         cluster.wait_until(lambda job: job["Restarts"] == str(restarts), job_id, timeout=60)
+        step = int(saved.read_text()) if saved.is_file() else 0  # by now the attempt before has saved
+        began = lambda: steps.is_file() and len(steps.read_text().split()) > step  # noqa: E731
         cluster.wait_for(began, job_id, timeout=60)
         cluster.run("scancel", "--batch", f"--signal={name}", job_id)
 
     job_id = submit_stub(cluster, real_launch, {**site, "PACKHAUL_MAX_RESTARTS": "2"}, steps=4000)
-    started = "slurm/logs/train-*/*/node*.started"  # the launchers, seconds before their processes
+    started = "slurm/logs/train-*/*-attempt0/node*.started"  # the launchers, seconds before their processes
     cluster.wait_for(lambda: len(list(real_launch.glob(started))) == 2, job_id, timeout=20)
     cluster.run("scancel", "--batch", "--signal=USR1", job_id)
     cluster.wait_for((run / "preempted.json").is_file, job_id, timeout=60)
