@@ -108,14 +108,21 @@ def children(pid: int) -> list[int]:
 
 
 def memory(pid: int) -> dict[str, int]:
-    """Bytes of each measure."""
+    """Bytes of each measure.
+
+    Raises:
+        OSError: the process has ended, also where it is not waited for yet: then its memory is gone.
+    """
     found: dict[str, int] = dict.fromkeys(MEASURES.values(), 0)
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name = line.split(":")[0].partition("_")[0] if line.startswith("Private") else line.split(":")[0]
         if name in MEASURES:
             found[MEASURES[name]] += int(line.split()[1]) * 1024
     status = Path(f"/proc/{pid}/status").read_text()
-    return {**found, "peak_gib": int(status.partition("VmHWM:")[2].split()[0]) * 1024}
+    _, is_there, peak = status.partition("VmHWM:")
+    if not is_there:
+        raise ProcessLookupError(f"process {pid} has ended")
+    return {**found, "peak_gib": int(peak.split()[0]) * 1024}
 
 
 def write_recipe(folder: Path) -> Path:

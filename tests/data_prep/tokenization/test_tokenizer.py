@@ -59,6 +59,7 @@ def test_torch_is_left_out_where_no_function_of_the_user_may_want_it(
     calls = []
     monkeypatch.setattr(prepare, "leave_out_torch", lambda: calls.append(1))
     monkeypatch.setattr(prepare, "prepare", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", sys.argv)  # which the command changes
     recipe = {"tokenizer": "t", "sources": [{"name": "a", "path": "a.jsonl", **source}], "filters": filters or None}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     words = ["--recipe", str(tmp_path / "recipe.yaml"), "--output", "shards", "--num-workers", "1"]

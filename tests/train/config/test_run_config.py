@@ -16,7 +16,7 @@ OLD_NAMES = {
     "max_seq_length": "seq_len", "seq_len": "the data recipe", "torch_dtype": "dtype",
     "evaluation_strategy": "eval_strategy", "warmup_ratio": "warmup_steps", "group_by_length": "leave it out",
     "no_cuda": "use_cpu", "overwrite_output_dir": "output_dir", "logging_dir": "TENSORBOARD_LOGGING_DIR",
-    "dataset_name": "data_prep.prepare", "model_name": "model_name_or_path",
+    "dataset_name": "packhaul prepare", "model_name": "model_name_or_path",
 }  # fmt: skip
 
 
