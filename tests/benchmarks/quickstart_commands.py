@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -78,6 +79,8 @@ def environment() -> dict[str, str]:
         # What DeepSpeed compiles depends on the environment; the default folder is shared, so that two would compile
         # it again and again.
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")
+        if shutil.which("g++"):  # as the tests do: with another compiler it would be compiled again
+            os.environ.setdefault("CXX", str(Path(__file__).parents[1] / "support" / "lean-g++.sh"))
     return {
         "CUDA_VISIBLE_DEVICES": "",  # the same on a machine with a GPU
         "DS_ACCELERATOR": "cpu",
