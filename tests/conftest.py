@@ -16,15 +16,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.compiled_operators import compile_once
 from tests.support.passed_over import pytest_collection, pytest_runtest_teardown  # noqa: F401
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the hub fails at once instead of waiting
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny: threads of several processes only wait for each other
-# What DeepSpeed compiles belongs to this environment: another one's would be compiled again, each time.
-os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-if shutil.which("g++"):
-    os.environ.setdefault("CXX", str(Path(__file__).parent / "support" / "lean-g++.sh"))  # a third less time
+compile_once()  # before torch is imported
 # DeepSpeed compiles with the ninja it finds first, and compiles again when that is another one than the last time.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 

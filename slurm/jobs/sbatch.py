@@ -57,8 +57,8 @@ def _plain(kind):
     """Options of sbatch that a variable holds as they are, and that variable."""
     prefix = "" if kind == "train" else kind.upper() + "_"
     cpus = "CPUS_PER_TASK" if kind == "train" else prefix + "CPUS"
-    yield from (("account", prefix + "ACCOUNT"), ("partition", prefix + "PARTITION"))
-    yield from (("cpus-per-task", cpus), ("mem", prefix + "MEMORY"), ("time", prefix + "TIME"))
+    where = [("account", prefix + "ACCOUNT"), ("partition", prefix + "PARTITION")]
+    return [*where, ("cpus-per-task", cpus), ("mem", prefix + "MEMORY"), ("time", prefix + "TIME")]
 
 
 def _more(kind):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +12,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from tests.support.compiled_operators import compile_once
 
 STEP_LIMIT = 1200  # seconds for one command: what takes longer hangs
 
@@ -75,12 +76,7 @@ def _echo_progress(line: str) -> None:
 
 def environment() -> dict[str, str]:
     """What every command runs with."""
-    if os.access(sys.prefix, os.W_OK):
-        # What DeepSpeed compiles depends on the environment; the default folder is shared, so that two would compile
-        # it again and again.
-        os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")
-        if shutil.which("g++"):  # as the tests do: with another compiler it would be compiled again
-            os.environ.setdefault("CXX", str(Path(__file__).parents[1] / "support" / "lean-g++.sh"))
+    compile_once()
     return {
         "CUDA_VISIBLE_DEVICES": "",  # the same on a machine with a GPU
         "DS_ACCELERATOR": "cpu",

@@ -74,8 +74,7 @@ def _sizes(pieces: _Pieces, lengths: list[int], group: list[int]) -> documentwis
     is by token, or by chunk of tokens."""
     documents, longest = len(group), lengths[group[0]]
     if longest > pieces.above:
-        whole = min(_CHUNK, pieces.tokens)
-        parts = documents * -(-longest // whole)
-        documents, longest = -(-parts * whole // pieces.tokens), pieces.tokens
+        chunks = documents * -(-longest // _CHUNK)
+        documents, longest = -(-chunks * _CHUNK // pieces.tokens), pieces.tokens
     tokens = sum(lengths[i] for i in group)
     return documentwise.Group(*(torch.zeros(s, dtype=torch.long) for s in ((documents, longest), (tokens,), (tokens,))))

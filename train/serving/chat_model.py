@@ -11,11 +11,8 @@ from typing import Any
 from train.serving.tool_prompts import check_complete, place_reasoning
 
 DEFAULT_MAX_NEW_TOKENS = 512  # where neither the model's generation config nor a flag says
-THINKING_NAMES = (
-    "enable_thinking",
-    "thinking",
-    "reasoning",
-)  # those that templates have for it, as the data was rendered
+# Those that templates have for it, as the data was rendered.
+THINKING_NAMES = ("enable_thinking", "thinking", "reasoning")
 SAMPLING_ONLY = ("temperature", "top_p", "top_k")
 _BROKEN = "�"  # what decoding puts for bytes that are not (yet) a character
 
