@@ -140,6 +140,12 @@ def ended(process):
     return code if code >= 0 else 128 - code
 
 
+def ended_by_term(code):
+    """Whether this exit code of `ended` says so. SLURM gives TERM to a step and to the script around it, in no order:
+    a script that has not heard it yet may see its step end by it."""
+    return code == 128 + signal.SIGTERM
+
+
 def threads_of(cpus_per_task, processes):
     """OMP_NUM_THREADS: an equal share of the node's CPUs."""
     return os.environ.get("OMP_NUM_THREADS") or str(max(1, cpus_per_task // processes))

@@ -4,7 +4,7 @@ import os
 import socket
 
 from slurm.jobs import environment, site, submission
-from slurm.jobs.prepare_job import run_step
+from slurm.jobs.prepare_job import how_it_ended, run_step
 from slurm.jobs.words import Refusal, say
 
 
@@ -27,5 +27,5 @@ def run(module, name, here, words, processes=1):
     submission.say_changes(here)
     code = run_step(inside, ["python", "-m", module, *words], cpus)
     if code:
-        say("{} failed with exit code {}: see above, then submit the same command again".format(name, code))
+        say("{} {}: see above, then submit the same command again".format(name, how_it_ended(code)))
     return code

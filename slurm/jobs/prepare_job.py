@@ -11,7 +11,7 @@ import socket
 import subprocess
 
 from slurm.jobs import environment, site, submission
-from slurm.jobs.launching import ended
+from slurm.jobs.launching import ended, ended_by_term
 from slurm.jobs.words import Refusal, flag, quoted, say, without
 
 
@@ -48,7 +48,7 @@ def main(words):
     command = ["python", "-m", "data_prep.prepare", "--num-workers", cpus, *words, *task.flags]
     code = run_step(inside, command, cpus)
     if code:
-        task.say_how_to_go_on(here, code, stopped.by_slurm)
+        task.say_how_to_go_on(here, how_it_ended(code, stopped.by_slurm))
     return code
 
 
@@ -56,6 +56,17 @@ def run_step(inside, command, cpus):
     """The exit code of one task on one node. srun does not inherit --cpus-per-task from sbatch."""
     srun = ["srun", "--ntasks=1", "--cpus-per-task=" + cpus, "--export=ALL", *inside.srun_flags]
     return ended(subprocess.Popen([*srun, *inside.command(command)], env=inside.variables))
+
+
+def how_it_ended(code, heard=False):
+    """What to say of a step that failed.
+
+    Args:
+        heard: whether TERM has come to this script.
+    """
+    if heard or ended_by_term(code):
+        return "was stopped by SLURM (scancel, time limit or preemption)"
+    return "failed with exit code {}".format(code)
 
 
 class _Task:
@@ -96,14 +107,9 @@ class _Task:
                 )
             )
 
-    def say_how_to_go_on(self, here, code, stopped):
+    def say_how_to_go_on(self, here, how):
         """After a failure."""
         tasks = self._tasks or here.text("PREPARE_TASKS")
-        how = (
-            "was stopped by SLURM (scancel, time limit or preemption)"
-            if stopped
-            else "failed with exit code {}".format(code)
-        )
         if not self._stage or tasks == "1":
             say(
                 "prepare {}: submit the same command again once the cause is gone; finished slices are kept".format(how)

@@ -208,3 +208,11 @@ def test_a_task_that_slurm_stops_says_so_once_its_work_has_ended(project):
     (project.folder / "go").touch()
     assert script.wait(30) == 7
     assert "was stopped by SLURM" in project.log.partition("ended\n")[2]
+
+
+def test_a_step_that_term_has_ended_before_the_script_has_heard_of_it_was_stopped_too(project):
+    (project.folder / "data_prep").mkdir()
+    work = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)"
+    (project.folder / "data_prep" / "prepare.py").write_text(work)
+    assert project.start("prepare.sbatch", *PASSED_ON).wait(30) == 143
+    assert "prepare was stopped by SLURM" in project.log

@@ -79,7 +79,9 @@ if name == "srun":
         time.sleep(float(os.environ.get("FAKE_CHECK_SECONDS", "0")))
         unfit = json.loads(os.environ.get("FAKE_UNFIT", "{{}}"))
         Path(os.environ["PACKHAUL_LOG_DIR"], "unfit.json").write_text(json.dumps(unfit))
-        sys.exit(int(os.environ.get("FAKE_CHECK", "1" if unfit else "0")))
+        codes = os.environ.get("FAKE_CHECK", "1" if unfit else "0").split(";")
+        number = len(list(Path("slurm/logs/train").glob("*-attempt*"))) - 1
+        sys.exit(int(codes[min(number, len(codes) - 1)]))
     if command == ["true"]:
         sys.stderr.write(os.environ.get("FAKE_SRUN_ERROR", ""))
         time.sleep(float(os.environ.get("FAKE_SILENCE", "0")))
@@ -91,7 +93,8 @@ if name == "srun":
     Path("launching").touch()
     time.sleep(float(os.environ.get("FAKE_LAUNCH_SECONDS", "0")))
     tasks += [subprocess.Popen(command, env=dict(env, SLURM_NODEID=str(node))) for node in range(nodes)]
-    sys.exit(max(task.wait() for task in tasks))
+    codes = [task.wait() for task in tasks]
+    sys.exit(max(code if code >= 0 else 128 - code for code in codes))
 if name == "launch":
     number = len(list(Path("slurm/logs/train").glob("*-attempt*"))) - 1
     tries = os.environ["FAKE_TRAIN"].split(";")
