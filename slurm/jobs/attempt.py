@@ -6,60 +6,13 @@ import os
 import time
 
 from slurm.jobs import answers, decision, launching, world
-from slurm.jobs.words import complain, make_folder, say
+from slurm.jobs.run_folders import read_json
+from slurm.jobs.words import complain, say
 
 _MARGIN = 60  # seconds beyond SLURM's own patience with a node
 _SIGN_OF_LIFE = 60  # seconds for an empty step
 _PORT_TRIES = 3  # attempts that may lose their port to another process
 _PORT_WORDS = ("eaddrinuse", "address already in use")
-
-
-class Folders:
-    """The folders of a job, made when they are not there.
-
-    Attributes:
-        output_dir: of the run.
-        logs: slurm/logs/NAME.
-    """
-
-    def __init__(self, run, job):
-        self.output_dir = run["output_dir"]
-        self.data, self.model = run["data"], run["model"]
-        self.logs = os.path.join("slurm", "logs", job.name)
-        make_folder(self.output_dir)
-        make_folder(self.logs)
-
-    def new_attempt(self, job):
-        """The next attempt's log folder, which `latest` then leads to."""
-        number = 0
-        while os.path.exists(self._attempt(job, number)):
-            number += 1
-        folder = self._attempt(job, number)
-        os.mkdir(folder)
-        try:
-            self._lead_to(folder)
-        except OSError as error:  # not every file system has links, and nothing depends on this one
-            say("{}/latest does not lead to {}: {}".format(self.logs, folder, error))
-        return folder
-
-    def _lead_to(self, folder):
-        name = os.path.basename(folder)
-        temporary = os.path.join(self.logs, ".latest-" + name)
-        os.symlink(name, temporary)
-        os.replace(temporary, os.path.join(self.logs, "latest"))
-
-    def _attempt(self, job, number):
-        return os.path.join(self.logs, "{}-attempt{}".format(job.id, number))
-
-    def newest_step(self):
-        """Of the complete checkpoints; -1 without one."""
-        pattern = os.path.join(glob.escape(self.output_dir), "checkpoint-*", "complete.json")
-        steps = [os.path.basename(os.path.dirname(path)).rpartition("-")[2] for path in glob.glob(pattern)]
-        return max((int(step) for step in steps if step.isdigit()), default=-1)
-
-    def mark(self, name):
-        """A file of the output folder."""
-        return os.path.join(self.output_dir, name)
 
 
 class Attempt:
@@ -133,7 +86,7 @@ class Attempt:
         return self._unfit()
 
     def _unfit(self):
-        found = _read(os.path.join(self.log_dir, "unfit.json")) or {}
+        found = read_json(os.path.join(self.log_dir, "unfit.json")) or {}
         for name, problems in found.items():
             self.unfit.append(name)
             self._state.leave_out(name, "; ".join(problems))
@@ -143,8 +96,17 @@ class Attempt:
         if found and len(left) >= self.here.number("NODES"):
             return None  # trains without them
         self.slurm = self._state_of_job()
+        if not found:
+            return self._check_said_nothing()
         self.words = "the node check has found what is named above (exit code {})".format(self.code)
         return decision.UNFIT
+
+    def _check_said_nothing(self):
+        """It did not run on every node, or died: a node that does not answer is left out."""
+        self.words = "the node check ended with exit code {} and names no node".format(self.code)
+        if self.slurm == answers.RUNS:
+            self._await_node_failure(self.nodes)
+        return decision.NODE_LOST if self.lost or self.slurm == answers.GAVE_UP else decision.UNFIT
 
     def _stopped_early(self):
         """Whether a signal has come already: a training would load the model only to stop."""
@@ -285,7 +247,7 @@ class Attempt:
             return
         say("the log of each rank is in {}".format(self.log_dir))
         error = self.first_error()
-        hung = _read(os.path.join(self.log_dir, "hung.json"))
+        hung = read_json(os.path.join(self.log_dir, "hung.json"))
         time.sleep(0.1)  # what srun still writes comes before
         is_cause = error and not error.get("consequence")
         if hung and not is_cause:
@@ -309,12 +271,4 @@ class Attempt:
     def _read_all(self, pattern):
         """What the files of these names in the attempt's folder say."""
         files = glob.glob(os.path.join(glob.escape(self.log_dir), pattern))
-        return [found for found in map(_read, files) if found]
-
-
-def _read(path):
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, ValueError):
-        return None
+        return [found for found in map(read_json, files) if found]

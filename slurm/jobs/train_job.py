@@ -14,9 +14,10 @@ import os
 import time
 
 from slurm.jobs import answers, chain, decision, environment, launching, site, submission, world
-from slurm.jobs.attempt import Attempt, Folders
+from slurm.jobs.attempt import Attempt
 from slurm.jobs.checked_here import DESCRIBE
 from slurm.jobs.decision import AGAIN, REQUEUE
+from slurm.jobs.run_folders import Folders
 from slurm.jobs.words import Refusal, say
 
 _LATE_SIGNALS = (

@@ -30,7 +30,8 @@ write_hosts() {
 # No authentication (one user, one machine), no accounting. JobRequeue=0: a template must ask with --requeue.
 # The daemons come before other work (nice), and their jobs do not: on a busy machine a node that answers late would be
 # taken for a lost one, and its jobs be requeued.
-# AuthInfo=cred_expire is how long a requeued job waits before it starts again: 120 s by default, 5 s at least.
+# AuthInfo=cred_expire is how long a requeued job waits before it starts again, and within which a step must start on
+# its nodes: 120 s by default, 5 s at least, which a busy machine has taken for the start of a step.
 write_slurm_conf() {
   cat <<CONF
 ClusterName=lab
@@ -39,7 +40,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/none
 CredType=cred/none
-AuthInfo=cred_expire=5
+AuthInfo=cred_expire=15
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none

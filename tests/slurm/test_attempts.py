@@ -140,6 +140,17 @@ def test_a_check_that_names_no_node_is_not_repeated(project):
     env = {"PACKHAUL_SPARE_NODES": "1", "SLURM_JOB_NUM_NODES": "3", "FAKE_NODES": "gpu07 gpu12 gpu31"}
     assert project.train(PACKHAUL_CHECK_NODES="1", FAKE_CHECK="1", **env) == 1, project.log
     assert len(attempts(project)) == 1 and not project.calls("launch")
+    assert "the node check ended with exit code 1 and names no node: a node cannot train" in project.log
+
+
+def test_a_node_on_which_the_check_could_not_start_and_that_does_not_answer_is_replaced(project):
+    spare = {"PACKHAUL_SPARE_NODES": "1", "SLURM_JOB_NUM_NODES": "3", "FAKE_NODES": "gpu07 gpu12 gpu31"}
+    lost = {"FAKE_SRUN_ERROR": "srun: error: step creation failed", "FAKE_SINFO": "gpu07|allocated,gpu12|down*"}
+    code = project.train(PACKHAUL_CHECK_NODES="1", FAKE_CHECK="167;0", **spare, **lost)
+    assert code == 0, project.log
+    assert "node gpu12 is left out from now on: it does not answer" in project.log
+    trained = [value(call, "--nodelist") for call in project.calls("srun") if "launch" in call["arguments"]]
+    assert trained == ["gpu07,gpu31"]
 
 
 def test_a_job_preempted_during_the_node_check_is_requeued(project):
