@@ -8,6 +8,7 @@ from typing import Any
 from accelerate.data_loader import BatchSamplerShard
 from transformers import Trainer
 
+from train.loop.row_reader import rows_of
 from train.model import sequence_parallel
 
 
@@ -31,9 +32,9 @@ class RowParts(Trainer):
             collator.pad_to_multiple_of = math.lcm(size, collator.pad_to_multiple_of or 1)
         return sequence_parallel.part_of(self.row_group)
 
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """The ranks of a group read the same rows, as one data-parallel rank would."""
-        dataloader = super()._get_dataloader(*args, **kwargs)
+        dataloader = super()._get_dataloader(rows_of(dataset), *args, **kwargs)
         if self.row_group is not None:
             batches: Any = dataloader.batch_sampler
             if type(batches) is not BatchSamplerShard:
