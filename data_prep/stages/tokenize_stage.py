@@ -197,6 +197,7 @@ def _take(
         else:
             writer.keep(raw, conversation, fit(*fits), result.rewrites, result.turns)
     except BadRow as bad:
+        bad.__traceback__ = None  # it holds this frame, which holds the error: with it the whole part would stay
         _refuse_if_asked(raw, bad, recipe)
         writer.drop(raw, bad, 0 if isinstance(result, BadRow) else result.num_tokens)
 
