@@ -18,8 +18,6 @@ from tests.support.export_runs import run_export
 from tests.support.training import history, make_shards, run_config
 from tests.support.worlds import Worlds
 from train.checkpoint import folders
-from train.checkpoint.world_size import keep_global_batch
-from train.config.run_config import RunConfig, load_run_config
 from train.tracing.documents import Trace
 from train.tracing.run_facts import read_facts
 
@@ -218,52 +216,6 @@ def test_each_row_is_used_once_in_an_epoch(runs):
         first = epoch * STEPS_PER_EPOCH + 1
         used = sum((steps[step] for step in range(first, first + STEPS_PER_EPOCH)), Counter())
         assert len(used) == 16 and set(used.values()) == {1}
-
-
-def written(run_dir: Path, step: int, world_size: int, **extra) -> None:
-    """A checkpoint as far as its marker says."""
-    folder = run_dir / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
-    (folder / "trainer_state.json").write_text("{}")
-    folders.publish(folder, step=step, world_size=world_size, extra=extra)
-
-
-def config_of(run_dir: Path, **options) -> RunConfig:
-    words = {"data": "shards", "model_name_or_path": "model", "output_dir": str(run_dir), **options}
-    return load_run_config([f"--{name}={value}" for name, value in words.items()])
-
-
-@pytest.mark.parametrize(("world_size", "batch", "accumulation"), [(4, 2, 3), (1, 2, 12), (3, 4, 2), (24, 1, 1)])
-def test_accumulation_keeps_the_rows_of_a_step(world_size, batch, accumulation, tmp_path):
-    written(tmp_path, 10, 2, rows_per_step=24)
-    config = config_of(tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=5)
-    changed, note = keep_global_batch(config, tmp_path, world_size)
-    assert changed.value("gradient_accumulation_steps") == accumulation
-    assert note and f"gradient_accumulation_steps is {accumulation} instead of 5" in note
-
-
-@pytest.mark.parametrize(
-    ("world_size", "batch", "accumulation", "message"),
-    [
-        (5, 1, 1, "a step took 24 rows, here it would take 5 process(es) x 1 row(s) x 1 accumulated = 5"),
-        (2, 5, 1, "no accumulation makes 24 of 2 x 5"),
-        (2, 1, 6, "Write gradient_accumulation_steps: 12"),
-        (48, 1, 1, "24 rows need one of [1, 2, 3, 4, 6, 8, 12, 24] processes"),
-    ],
-)
-def test_another_batch_is_refused_with_the_arithmetic(world_size, batch, accumulation, message, tmp_path):
-    written(tmp_path, 10, 2, rows_per_step=24)
-    config = config_of(tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
-    with pytest.raises(ValueError) as error:
-        keep_global_batch(config, tmp_path, world_size)
-    assert message in str(error.value)
-
-
-def test_the_same_batch_and_a_new_run_need_nothing(tmp_path):
-    config = config_of(tmp_path, per_device_train_batch_size=3, gradient_accumulation_steps=4)
-    assert keep_global_batch(config, tmp_path, 2) == (config, None)
-    written(tmp_path, 10, 2, rows_per_step=24)
-    assert keep_global_batch(config, tmp_path, 2) == (config, None)
 
 
 def test_deepspeed_still_needs_what_is_mended():
