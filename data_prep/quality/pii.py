@@ -92,6 +92,19 @@ def mask_conversation(conversation: Conversation, kinds: frozenset[Kind]) -> tup
     return (replace(conversation, messages=tuple(m for m, _ in masked)), count) if count else (conversation, 0)
 
 
+def mask_value(value: Any, kinds: frozenset[Kind]) -> tuple[Any, int]:
+    """A JSON value, its strings masked; and how many addresses and numbers they held."""
+    if isinstance(value, str):
+        return mask(value, kinds)
+    if isinstance(value, dict):
+        items = list(map(partial(mask_value, kinds=kinds), value.values()))
+        return dict(zip(value, (item for item, _ in items), strict=True)), sum(number for _, number in items)
+    if isinstance(value, list):
+        items = list(map(partial(mask_value, kinds=kinds), value))
+        return [item for item, _ in items], sum(number for _, number in items)
+    return value, 0
+
+
 def _spans(text: str, kinds: frozenset[Kind]) -> Iterator[tuple[int, int, str]]:
     plain = text.translate(_PLAIN) if _NOT_PLAIN.search(text) else text
     for kind, pattern, label in _PATTERNS:
@@ -108,20 +121,7 @@ def _spans(text: str, kinds: frozenset[Kind]) -> Iterator[tuple[int, int, str]]:
 def _mask_message(message: Message, kinds: frozenset[Kind]) -> tuple[Message, int]:
     content, count = mask(message.content, kinds)
     reasoning, more = mask(message.reasoning, kinds) if message.reasoning else (message.reasoning, 0)
-    calls = [(call, _mask_value(call.arguments, kinds)) for call in message.tool_calls]
+    calls = [(call, mask_value(call.arguments, kinds)) for call in message.tool_calls]
     tool_calls = tuple(replace(call, arguments=arguments) for call, (arguments, _) in calls)
     count += more + sum(number for _, (_, number) in calls)
     return replace(message, content=content, reasoning=reasoning, tool_calls=tool_calls), count
-
-
-def _mask_value(value: Any, kinds: frozenset[Kind]) -> tuple[Any, int]:
-    """A JSON value, its strings masked."""
-    if isinstance(value, str):
-        return mask(value, kinds)
-    if isinstance(value, dict):
-        items = list(map(partial(_mask_value, kinds=kinds), value.values()))
-        return dict(zip(value, (item for item, _ in items), strict=True)), sum(number for _, number in items)
-    if isinstance(value, list):
-        items = list(map(partial(_mask_value, kinds=kinds), value))
-        return [item for item, _ in items], sum(number for _, number in items)
-    return value, 0

@@ -26,6 +26,7 @@ from data_prep.arrow_columns import list_column
 from data_prep.atomic_files import reading, to_json, write_atomically
 from data_prep.conversation import SIBLING, BadRow, Conversation
 from data_prep.quality.near_duplicates import NearDuplicates, border_signatures, conversation_text, signatures
+from data_prep.quality.pii import Kind, mask, mask_value
 from data_prep.recipe import GroupBy, GroupByColumn
 from data_prep.rendering.labels import NO_TURNS, TokenizedExample, Turns
 from data_prep.rendering.long_rows import Fitted
@@ -102,6 +103,7 @@ class PartWriter:
     tokens: list[int] = field(default_factory=list)
     task_types: list[int] = field(default_factory=list)
     languages: list[int] = field(default_factory=list)
+    masked: frozenset[Kind] = frozenset()  # personal data that is masked in dropped rows, as in the others
     near_duplicates: NearDuplicates | None = None  # options of the signatures, if any are wanted
     texts: list[str] = field(default_factory=list)  # one per document, only for the signatures
     questions: list[str] = field(default_factory=list)  # the same
@@ -176,8 +178,8 @@ class PartWriter:
                 "row": raw.number % SIBLING,
                 "where": raw.where,
                 "reason": bad.reason,
-                "detail": bad.detail,
-                "value": value,
+                "detail": mask(bad.detail, self.masked)[0],
+                "value": mask_value(value, self.masked)[0],
             }
         )
 

@@ -100,6 +100,7 @@ def tokenize_part(part: Part, how: tuple[Recipe, Renderer, dict[str, Described]]
     source = next(s for s in recipe.sources if s.name == part.slice.source)
     how_grouped = group_by(source, recipe)
     writer = PartWriter(renderer.encoder.name, described[source.name], how_grouped)
+    writer.masked = frozenset(recipe.pii)  # the report shows dropped rows, and W&B gets the report
     writer.near_duplicates = recipe.near_duplicates
     writer.unseen = {*source.columns.values(), *grouping_column(how_grouped)}
     rows, reader = read_slice(source, part.slice), _reader(source, recipe)

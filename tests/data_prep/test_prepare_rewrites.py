@@ -62,3 +62,14 @@ def test_places_are_those_of_the_source(recipe, tmp_path):
     both = [first, {"name": "other", "path": str(tmp_path / "other.jsonl"), "form": "question_answer"}]
     assert run(edit_recipe(recipe, sources=both), tmp_path / "out") == 0
     assert [c["places"] for c in read_manifest(tmp_path / "out")["sources"]] == [PLACES, {"end_tokens_stripped": 1}]
+
+
+def test_dropped_rows_are_masked_too(recipe, tmp_path):
+    row = {"question": "I am a@example.com", "answer": " ", "more": [{"mail": "b@example.com"}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[4]) + "\n" + json.dumps(row) + "\nc@example.com, no JSON\n")
+    (source,) = yaml.safe_load(recipe.read_text())["sources"]
+    assert run(edit_recipe(recipe, sources=[source | {"ignore": ["more"]}]), tmp_path / "out") == 0
+    dropped = [json.loads(line) for line in (tmp_path / "out/dropped/qa.jsonl").read_text().splitlines()]
+    assert dropped[0]["value"] == row | {"question": "I am [EMAIL]", "more": [{"mail": "[EMAIL]"}]}
+    files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert len(dropped) == 2 and not [file for file in files if b"example.com" in file.read_bytes()]
