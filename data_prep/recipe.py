@@ -125,7 +125,7 @@ class Source(_Strict):
         if self.path is not None and (self.subset or self.revision or self.split != "train"):
             raise ValueError(f"source {self.name!r}: `subset`, `split` and `revision` belong to a hub `dataset`")
         if self.form == "auto" and self.columns:
-            raise ValueError(f"source {self.name!r}: `columns` needs a `form` to belong to; auto maps columns itself")
+            raise ValueError(f"source {self.name!r}: `columns` needs a `form`{_forms_with(self.columns)}")
         known = {*FORM_COLUMNS[self.form], *(["reasoning"] if self.form in ANSWER_COLUMNS else [])}
         for key in self.columns:
             if key not in known:
@@ -155,6 +155,16 @@ class Source(_Strict):
     def column(self, key: str) -> str:
         """The data's column name for our `key`, such as "instruction"."""
         return self.columns.get(key, FORM_COLUMNS[self.form].get(key, key))
+
+
+def _forms_with(columns: dict[str, str]) -> str:
+    """The forms that have all these columns, as what to write."""
+    found = [
+        f"`form: {form}`"
+        for form, all_columns in FORM_COLUMNS.items()
+        if columns.keys() <= {*all_columns, *(["reasoning"] if form in ANSWER_COLUMNS else [])}
+    ]
+    return f": say {' or '.join(found)}" if found else "; auto maps columns itself"
 
 
 def _other_column(key: str, known: set[str]) -> str:
@@ -295,7 +305,9 @@ def _explain(error: Any) -> str:
     where = ".".join(str(part)[:60] for part in error["loc"])
     if error["type"] != "extra_forbidden":
         message = error["msg"].removeprefix("Value error, ")[:2000]
-        return f"  {where or 'recipe'}: {message} (found {_shown(error['input'])!r})"
+        said_all = isinstance(error["input"], dict) and error["type"] in ("value_error", "missing")
+        found = "" if said_all else f" (found {_shown(error['input'])!r})"
+        return f"  {where or 'recipe'}: {message}{found}"
     key = str(error["loc"][-1])[:60]
     model = next((_MODELS[part] for part in error["loc"][-2::-1] if part in _MODELS), Recipe)
     if theirs := _OTHERS_KEYS.get(model, {}).get(key):

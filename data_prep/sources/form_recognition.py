@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from data_prep.conversation import BadRow
 from data_prep.recipe import FORM_COLUMNS, OPTIONAL_COLUMNS, Source
 from data_prep.sources.cells import names
 from data_prep.sources.column_meanings import is_filled, is_media
+from data_prep.sources.json_objects import array_keys
 from data_prep.sources.row_forms import RowReader, nearest
 from data_prep.sources.slices import RawRow
 
@@ -176,12 +178,24 @@ def _is_nested_row(cell: Any) -> bool:
 
 
 def _refuse_unreadable(source: Source, rows: Sequence[RawRow]) -> None:
-    if not any(isinstance(row.value, dict) for row in rows):
-        raise ValueError(
-            f"source {source.name!r}: none of its first {len(rows)} rows, from {rows[0].where} on, is a JSON object; "
-            f"{rows[0].value}\n  expected one array of objects (JSON), or one object per line (JSONL); for a table, "
-            "name the file .csv or .tsv, or state `format: csv` or `format: tsv`"
-        )
+    if any(isinstance(row.value, dict) for row in rows):
+        return
+    raise ValueError(
+        f"source {source.name!r}: none of its first {len(rows)} rows, from {rows[0].where} on, is a JSON object; "
+        f"{rows[0].value}\n  {_one_object_hint(rows[0])}expected one array of objects (JSON), or one object per line "
+        "(JSONL); for a table, name the file .csv or .tsv, or state `format: csv` or `format: tsv`"
+    )
+
+
+def _one_object_hint(row: RawRow) -> str:
+    """What to write where the file is an object over several lines, with the rows below one of its keys."""
+    path = Path(row.where.rpartition(":")[0])
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        keys = array_keys(file)
+    wanted = " or ".join(f"`field: {key}`" for key in keys)
+    return f"the file is one object over several lines: if its rows lie in it, say {wanted}\n  " if keys else ""
 
 
 def _explain_missing(source: Source, key: str, found: list[str], rows: Sequence[RawRow]) -> str:

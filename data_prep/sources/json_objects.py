@@ -14,6 +14,7 @@ _WINDOW = 1 << 24  # bytes in which a key has to be found; what stands before it
 _MAX_FIRST_LINE = 1 << 16  # bytes looked at to tell one object from a JSONL file
 _MAX_COLUMNS = 1 << 28  # bytes of a file of columns, which is parsed as a whole
 _SPACE = re.compile(r"[ \t\r\n]*")
+_ARRAY_OF_OBJECTS = re.compile(r"\[[ \t\r\n]*\{")
 _DECODER = json.JSONDecoder(strict=False)
 # {"column": ["a cell", ...]} or pandas' {"column": {"0": "a cell", ...}}
 _COLUMN_LIKE = re.compile(rb'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*(?:\[\s*[^{\s]|\{\s*"\d+"\s*:)')
@@ -26,12 +27,9 @@ def inner_array(file: BinaryIO, field: str) -> tuple[int | None, list[str]]:
     Raises:
         ValueError: there is no such key in the first 16 MiB.
     """
-    file.seek(0)
-    raw = file.read(_WINDOW)
-    start = raw.find(b"{")
-    if raw[: max(0, start)].strip(b"\xef\xbb\xbf \t\r\n") or start < 0 or _is_lines(raw[start:]):
+    text, start = _one_object(file)
+    if start is None:
         return None, []
-    text = raw.decode("latin-1")  # so that characters are bytes
     keys: list[str] = []
     for key, position in _members(text, start):
         name = _in_utf8(key)
@@ -39,6 +37,14 @@ def inner_array(file: BinaryIO, field: str) -> tuple[int | None, list[str]]:
             return position + 1 if text[position] == "[" else None, keys
         keys.append(name)
     raise ValueError(f"expected `field: {field}` within the file's first {_WINDOW} bytes; found keys {keys[:20]}")
+
+
+def array_keys(file: BinaryIO) -> list[str]:
+    """The keys of the file's only object that hold an array of objects; none where the file is no such object."""
+    text, start = _one_object(file)
+    if start is None:
+        return []
+    return [_in_utf8(key) for key, position in _members(text, start) if _ARRAY_OF_OBJECTS.match(text, position)]
 
 
 def columns(path: Path) -> dict[str, list[Any]] | None:
@@ -65,6 +71,16 @@ def rows_of_columns(path: Path) -> Iterator[bytes]:
         yield separator + json.dumps(dict(zip(found, cells, strict=True))).encode()
         separator = b",\n"
     yield b"\n]\n"
+
+
+def _one_object(file: BinaryIO) -> tuple[str, int | None]:
+    """The first 16 MiB, where a character is a byte, and where the only object begins; None where there is none."""
+    file.seek(0)
+    raw = file.read(_WINDOW)
+    start = raw.find(b"{")
+    if raw[: max(0, start)].strip(b"\xef\xbb\xbf \t\r\n") or start < 0 or _is_lines(raw[start:]):
+        return "", None
+    return raw.decode("latin-1"), start
 
 
 def _cells(column: Any) -> list[Any] | None:

@@ -32,6 +32,8 @@ ROLE_ALIASES: dict[str, str] = {
     **dict.fromkeys(("function_call", "tool_call"), "function_call"),  # an assistant's turn that only calls tools
 }
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
+# Other tools' names of the key that holds who speaks, for what a refusal proposes.
+_SPEAKER_KEYS = {"who", "speaker", "sender", "author", "participant", "party", "actor", "from_role", "화자", "발화자"}
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _CALL_KEYS = ("tool_calls", "function_call")
 _HH = re.compile(r"\n\n(Human|Assistant):")
@@ -196,10 +198,20 @@ def _suggestion(item: Row) -> str:
         return f"say `message_keys: {{user: {roles['user']}, assistant: {roles['assistant']}}}`"
     if inner := next((key for key, value in item.items() if isinstance(value, list | dict) and value), None):
         return f"if the messages lie in {inner!r}, take them out with a `transform`"
-    named = [key for key, value in item.items() if isinstance(value, str) and value.lower() in ROLE_ALIASES]
-    role = named[0] if named else "KEY"
-    other = next((key for key, value in item.items() if key != role and isinstance(value, str)), "KEY")
-    return f"name its keys with `message_keys: {{role: {role}, content: {other}}}`"
+    role = _role_key(item)
+    others = {key: value for key, value in item.items() if key != role and isinstance(value, str)}
+    content = max(others, key=lambda key: len(others[key]), default="KEY")
+    unknown = [item[role]] if role in item and item[role].lower() not in ROLE_ALIASES else []
+    roles_too = "".join(f", and its roles with `roles: {{{name}: user}}` or assistant" for name in unknown)
+    return f"name its keys with `message_keys: {{role: {role}, content: {content}}}`{roles_too}"
+
+
+def _role_key(item: Row) -> str:
+    """The key that holds who speaks: by its value, or else by its name."""
+    texts = {key: value for key, value in item.items() if isinstance(value, str)}
+    by_value = (key for key, value in texts.items() if value.lower() in ROLE_ALIASES)
+    by_name = (key for key in texts if key.lower() in _SPEAKER_KEYS)
+    return next(by_value, None) or next(by_name, None) or "KEY"
 
 
 def _filled_key(item: Row, keys: tuple[str, ...], where: str) -> str | None:

@@ -17,7 +17,6 @@ from data_prep.quality.filters import filter_identity
 from data_prep.recipe import Recipe, Source, group_by, grouping_column
 from data_prep.rendering.renderer import Renderer
 from data_prep.shards import MANIFEST, SPLITS, TOKENIZER_DIR, Manifest, TokenizerIdentity, check_files, read_manifest
-from data_prep.sources.cells import names
 from data_prep.sources.evaluation_files import evaluation_identity
 from data_prep.sources.form_recognition import check_columns, resolve_form, unread_names
 from data_prep.sources.plain_copies import use_cache
@@ -26,6 +25,7 @@ from data_prep.sources.slices import Slice, read_slice, slice_source, source_ide
 from data_prep.stages.described_rows import Described
 from data_prep.stages.identity_differences import describe_differences
 from data_prep.stages.parts import Part
+from data_prep.stages.plan_notes import unread_note
 from data_prep.stages.plan_stage import PlanSummary
 from data_prep.stages.tokenize_stage import make_renderer
 from data_prep.tokenization.tokenizer import fingerprint
@@ -267,7 +267,7 @@ def _resolve(source: Source, recipe: Recipe, slices: list[Slice]) -> Source:
     check_columns(resolved, rows)
     grouping = grouping_column(group_by(source, recipe))
     if unread := [name for name in unread_names(resolved, rows) if name not in grouping]:
-        print(f"source {source.name}: not read: {names(unread)}; map it with `columns`, or name it in `ignore`")
+        print(unread_note(source.name, unread))
     return resolved
 
 

@@ -18,7 +18,14 @@ def unread_notes(parts: list[Part], counts: list[PartCounts], recipe: Recipe) ->
         own = [c for part, c in zip(parts, counts, strict=True) if part.slice.source == source.name]
         grouping = grouping_column(group_by(source, recipe))
         if unread := [name for name in dict.fromkeys(n for c in own for n in c["unread"]) if name not in grouping]:
-            yield f"source {source.name}: not read: {names(unread)}; map it with `columns`, or name it in `ignore`"
+            yield unread_note(source.name, unread)
+
+
+def unread_note(source: str, unread: list[str]) -> str:
+    """What holds something and is not read, and which key of the recipe would read it."""
+    in_messages = [name.startswith("messages[]") for name in unread]
+    keys = [*(["`columns`"] if not all(in_messages) else []), *(["`message_keys`"] if any(in_messages) else [])]
+    return f"source {source}: not read: {names(unread)}; map it with {' or '.join(keys)}, or name it in `ignore`"
 
 
 def group_notes(parts: list[Part], counts: list[PartCounts], recipe: Recipe) -> list[str]:

@@ -29,6 +29,11 @@ def test_shipped_recipes_parse(path, monkeypatch):
         ("tokenizer: t\n" + SOURCE % ", wieght: 1", "sources.0.wieght: unknown key; did you mean 'weight'?"),
         ("tokenizer: t\n" + SOURCE % ", dataset: hub/x", "give either `path` (local files) or `dataset` (a hub id)"),
         ("tokenizer: t\n" + SOURCE % ", columns: {question: q}", "form alpaca has no column 'question'"),
+        (
+            "tokenizer: t\nsources: [{name: a, path: x, columns: {question: q, answer: a}}]",
+            "sources.0: source 'a': `columns` needs a `form`: say `form: question_answer`",
+        ),
+        ("tokenizer: t\nsources: [{name: a, path: x, columns: {x: y}}]", "needs a `form`; auto maps columns itself"),
         ("tokenizer: t\n" + SOURCE % ", take: 1.5", "take"),
         ("tokenizer: t\n" + SOURCE.replace("a.json", "$NOT_SET/a.json") % "", "environment variable that is not set"),
         ("tokenizer: t\nsources: [{name: a, path: x, form: alpaca}, {name: a, path: y, form: alpaca}]", "two sources"),
@@ -61,7 +66,7 @@ def test_wrong_recipes_are_refused(text, message, tmp_path):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"recipe\.yaml") as caught:
         load_recipe(path)
-    assert message in str(caught.value)
+    assert message in str(caught.value) and '(found "{' not in str(caught.value)
 
 
 def test_keys_of_other_tools_are_not_ours():

@@ -182,6 +182,14 @@ def test_rows_of_which_none_is_an_object_are_refused():
         check_columns(source_of("alpaca"), rows)
 
 
+def test_a_file_of_one_object_over_several_lines_is_refused_with_the_key_of_its_rows(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps({"version": 1, "tags": ["a"], "스레드": [{"id": 1}]}, indent=1))
+    source = Source(name="s", path=str(tmp_path / "x.json"))
+    rows = list(read_slice(source, slice_source(source, 100)[0]))
+    with pytest.raises(ValueError, match=r"the file is one object over several lines: .*, say `field: 스레드`\n"):
+        resolve_form(source, rows)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

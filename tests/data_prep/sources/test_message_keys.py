@@ -39,6 +39,11 @@ def test_messages_by_the_keys_that_the_recipe_names(messages, keys):
         ({"user": "hi", "assistant": "yo"}, "say `message_keys: {user: user, assistant: assistant}`"),
         ({"human": "hi", "gpt": "yo"}, "say `message_keys: {user: human, assistant: gpt}`"),
         ({"speaker": "human", "text": "q"}, "`message_keys: {role: speaker, content: text}`"),
+        ({"id": "7", "speaker": "bot", "text": "long"}, "`message_keys: {role: speaker, content: text}`"),
+        (
+            {"who": "customer", "msg": "Where is my order?", "ts": "12:00"},
+            "`message_keys: {role: who, content: msg}`, and its roles with `roles: {customer: user}` or assistant",
+        ),
         ({"a": 1}, "`message_keys: {role: KEY, content: KEY}`"),
     ],
 )
