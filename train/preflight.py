@@ -1,4 +1,4 @@
-"""Entry: check a run before a GPU is held, in seconds; without torch, but for the names of LoRA's targets.
+"""Entry: check a run before a GPU is held, in seconds; without torch, but for LoRA's targets and a run that is there.
 
     packhaul preflight --config configs/train/X.yaml [--accelerate_config configs/accelerate/NAME.yaml]
         [--nodes N --gpus_per_node N --gpu_memory_gib GIB --suggest]    # memory, disk and hours as well
@@ -30,6 +30,7 @@ from train.config.flag_types import whole_number
 from train.config.option_help import help_text
 from train.config.run_config import RunConfig, load_run_config
 from train.memory.asked import Asked, add_flags, asked_of
+from train.run.run_record import FILE as RUN_RECORD
 
 
 @dataclass(kw_only=True)
@@ -113,20 +114,17 @@ def _examine_flags(run_flags: list[str], own: argparse.Namespace, asked: Asked) 
         report.problems += [*(check_launch(launch, own.num_processes) if launch else ()), str(error)]
         return report
     world_size = own.num_processes or asked.processes
-    report = examine(
-        config,
-        accelerate_config=own.accelerate_config,
-        world_size=world_size,
-        verify_data=own.verify_data,
-    )
+    launch_file = own.accelerate_config
+    report = examine(config, accelerate_config=launch_file, world_size=world_size, verify_data=own.verify_data)
     if asked.processes is not None and own.num_processes not in (None, asked.processes):
         report.problems.append(
             f"--num_processes {own.num_processes}: --nodes and --gpus_per_node make {asked.processes}"
         )
     if not report.problems:
         _compare_targets(config, report)
+        _look_into_output_dir(config, _read_launch(launch_file, report), world_size, report)
     if asked and not report.problems:
-        _add_page(config, own.accelerate_config, world_size, asked, report)
+        _add_page(config, launch_file, world_size, asked, report)
     return report
 
 
@@ -159,6 +157,21 @@ def _compare_targets(config: RunConfig, report: Report) -> None:
         report.problems.append(str(error))
     except OSError as error:
         report.notes.append(f"LoRA's targets are not compared with the model's names, its config is not here: {error}")
+
+
+def _look_into_output_dir(config: RunConfig, launch: Launch | None, world_size: int | None, report: Report) -> None:
+    """Where an earlier start has left a run, what this one would do with it. Training looks by itself."""
+    if not (Path(config.sft["output_dir"]) / RUN_RECORD).exists():
+        return
+    from train.checkpoint.before_start import what_a_start_does  # imports torch
+
+    deepspeed = launch.deepspeed_settings() if launch and launch.distributed_type == "DEEPSPEED" else None
+    processes = world_size or (launch.num_processes if launch else None)
+    try:
+        lines = what_a_start_does(config, read_manifest(config.own.data), processes, deepspeed)
+        report.summary += [f"output_dir   {line}" for line in lines]
+    except ValueError as error:
+        report.problems.append(f"output_dir: {error}")
 
 
 def check(config: RunConfig, *, accelerate_config: Path | None = None, world_size: int | None = None) -> list[str]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.command_parser import CommandParser
 from data_prep.program_name import speaker, usage_name
 from train.checkpoint import folders
 from train.checkpoint.folders import MARKER, Checkpoint
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=usage_name("train.checkpoint"), description=__doc__)
+    parser = CommandParser(prog=usage_name("train.checkpoint"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="every checkpoint, whether it is complete, and what else a kill left")
     verify = commands.add_parser("verify", help="read every file and compare it with what was written")

@@ -44,7 +44,7 @@ def keep_global_batch(config: RunConfig, run_dir: Path, world_size: int) -> tupl
     Raises:
         ValueError: no accumulation makes it so; or the batch was changed in the run config.
     """
-    found = _candidate(config, run_dir)
+    found = candidate(config, run_dir)
     before = found.extra.get("rows_per_step") if found else None
     batch, accumulation = config.value("per_device_train_batch_size"), config.value("gradient_accumulation_steps")
     ranks = config.own.sequence_parallel
@@ -84,7 +84,8 @@ def _fitting_accumulation(problem: str, before: int, world_size: int, batch: int
     )
 
 
-def _candidate(config: RunConfig, run_dir: Path) -> Checkpoint | None:
+def candidate(config: RunConfig, run_dir: Path) -> Checkpoint | None:
+    """The checkpoint that a start would go on from, by its marker alone."""
     if config.own.resume == "never":
         return None
     if named := named_checkpoint(config, run_dir):

@@ -42,11 +42,12 @@ def make_record(run_dir: Path, config: Any, world_size: int) -> dict[str, Any]:
         ValueError: the run directory belongs to a run on other data.
     """
     earlier = read_record(run_dir) or {}
+    sha256 = check_shards(run_dir, earlier, config.own.data)
     base_model = base_model_of(config)
     same_base = difference(earlier.get("base_model"), base_model) is None
-    record = {
+    return {
         "data": str(config.own.data),
-        "manifest_sha256": manifest_sha256(config.own.data),
+        "manifest_sha256": sha256,
         "model_name_or_path": config.model.get("model_name_or_path"),
         "base_model": base_model,
         "options": {**config.sft, **config.model},
@@ -59,13 +60,26 @@ def make_record(run_dir: Path, config: Any, world_size: int) -> dict[str, Any]:
         "measured": earlier.get("measured"),
         "wandb_run_id": os.environ.get("WANDB_RUN_ID") or earlier.get("wandb_run_id") or secrets.token_hex(4),
     }
-    if earlier and earlier.get("manifest_sha256") != record["manifest_sha256"]:
+
+
+def check_shards(run_dir: Path, earlier: dict[str, Any], data: Path) -> str:
+    """The manifest's hash of the shards, which are those that the run began with.
+
+    Args:
+        earlier: what run.json holds; empty where there is none.
+
+    Raises:
+        ValueError: the run directory belongs to a run on other data.
+    """
+    now = manifest_sha256(data)
+    if earlier and earlier.get("manifest_sha256") != now:
+        before, then = earlier.get("manifest_sha256") or "", earlier.get("data") or "OLD"
         raise ValueError(
-            f"{run_dir} holds a run on other shards (manifest {earlier.get('manifest_sha256', '')[:12]}, now "
-            f"{record['manifest_sha256'][:12]}): a resume would train some documents twice and others never. Choose "
-            "another output_dir, or give the shards that the run began with"
+            f"{run_dir} holds a run on other shards (manifest {before[:12]}, now {now[:12]}): "
+            "a resume would train some documents twice and others never. Choose another output_dir, or give the shards "
+            f"that the run began with, {then}; `packhaul diff {then} {data}` says what differs"
         )
-    return record
+    return now
 
 
 def _own_options(own: Any) -> dict[str, Any]:
