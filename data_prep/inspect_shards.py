@@ -8,12 +8,12 @@ green, the others dim. Exit code 0 if sound, 1 if not, 2 if it is no complete sh
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.command_parser import CommandParser
 from data_prep.program_name import speaker, usage_name
 from data_prep.shards import (
     IGNORE_INDEX,
@@ -31,9 +31,7 @@ from data_prep.shards import (
 
 def main(argv: list[str] | None = None) -> int:
     """Verify, then show."""
-    parser = argparse.ArgumentParser(
-        prog=usage_name("data_prep.inspect_shards"), description=(__doc__ or "").split("\n")[0]
-    )
+    parser = CommandParser(prog=usage_name("data_prep.inspect_shards"), description=(__doc__ or "").split("\n")[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--rows", type=int, default=2, help="packed rows to show (2)")
     parser.add_argument("--split", choices=SPLITS, default="train")

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_prep.command_parser import CommandParser
 from data_prep.program_name import speaker, usage_name
 from data_prep.recipe import Recipe, load_recipe
 from data_prep.stages.pool import Workers, start_server
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None, *, own_process: bool = False) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=usage_name("data_prep.prepare"), description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog=usage_name("data_prep.prepare"), description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--recipe", required=True, help="YAML file, see configs/data/")
     parser.add_argument("--output", required=True, help="shard directory to make, or to go on with")
     parser.add_argument("--num-workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (all cores)")

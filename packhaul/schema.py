@@ -11,6 +11,7 @@ import argparse
 import json
 from typing import Any
 
+from data_prep.command_parser import CommandParser
 from data_prep.program_name import usage_name
 
 KINDS = ("recipe", "run")
@@ -18,7 +19,7 @@ KINDS = ("recipe", "run")
 
 def main(argv: list[str] | None = None) -> int:
     """Print it; 0."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=usage_name("packhaul.schema"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kind", choices=KINDS, help="recipe: of configs/data; run: of configs/train")

@@ -22,6 +22,7 @@ CONTRACT = {
     "data_prep.secret_texts",
     "data_prep.lock_holders",
     "data_prep.program_name",
+    "data_prep.command_parser",
     "data_prep.provenance",
     "data_prep.packed_rows",
     "data_prep.trainable_template",
@@ -45,7 +46,8 @@ DATA_PREP: list[tuple[str, str | None]] = [
     ("provenance", "conversation atomic_files"),
     ("shards", "atomic_files arrow_columns"),
     (
-        "conversation strict_files secret_texts atomic_files arrow_columns other_tools_keys lock_holders program_name",
+        "conversation strict_files secret_texts atomic_files arrow_columns other_tools_keys lock_holders program_name "
+        "command_parser",
         "",
     ),
 ]

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_prep.command_parser import CommandParser
 from data_prep.program_name import speaker, usage_name
 from data_prep.shards import TOKENIZER_DIR, Manifest, read_manifest
 from train.checks.model_files import ADDED_ROWS
@@ -24,7 +25,7 @@ MULTIPLE = 64  # the number of rows is rounded up to it: such matrices multiply 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the larger model; 2 when something has to be changed first."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=usage_name("train.add_tokens"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, help="folder or hub id; safetensors only")

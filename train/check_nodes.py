@@ -18,6 +18,7 @@ import sys
 import time
 from typing import Any
 
+from data_prep.command_parser import CommandParser
 from data_prep.program_name import usage_name
 from train.node_check import adding_up, meeting
 from train.node_check.adding_up import Sum, World
@@ -33,7 +34,7 @@ from train.node_check.report import as_json, say, say_of, summary, table, write_
 
 def main(argv: list[str] | None = None) -> int:
     """0 if all nodes are fit, 1 if not, with one line for each problem on the first."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=usage_name("train.check_nodes"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gpus-only", action="store_true", help="the GPUs of this machine; the last line is JSON")

@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from data_prep import secret_texts
+from data_prep.command_parser import CommandParser
 from data_prep.program_name import refusal, usage_name
 from train.config.flag_types import whole_number
 from train.run.atomic_files import write_text_atomically
@@ -97,7 +98,7 @@ def keep_results(export: Path, working: Path, folder: Path, words: list[str]) ->
 
 def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Our own options, and the words for the harness."""
-    parser = argparse.ArgumentParser(prog=usage_name("train.evaluate"), description=__doc__, allow_abbrev=False)
+    parser = CommandParser(prog=usage_name("train.evaluate"), description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--export", required=True, metavar="DIR", help="a folder made by packhaul export")
@@ -123,7 +124,7 @@ def _check(options: argparse.Namespace) -> None:
         ValueError: the extra is not installed, or a folder is not what it has to be.
     """
     if find_spec("lm_eval") is None:
-        raise ValueError("lm-evaluation-harness is not installed: pip install 'packhaul[evaluate]'")
+        raise ValueError("lm-evaluation-harness is not installed: pip install '.[evaluate]'")
     if not (options.dry_run and not Path(options.export).exists()):
         check_folder(options.export)
     if options.run and not options.dry_run and not (Path(options.run) / "run.json").exists():

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep import secret_texts
+from data_prep.command_parser import CommandParser
 from data_prep.program_name import refusal, usage_name
 from train.checkpoint.shard_files import MODEL
 from train.config.flag_types import boolean, positive
@@ -178,7 +179,7 @@ def _write_card(
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=usage_name("train.export"), description=__doc__, allow_abbrev=False)
+    parser = CommandParser(prog=usage_name("train.export"), description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="a run directory, or one checkpoint-N in it")

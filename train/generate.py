@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.command_parser import CommandParser
 from data_prep.program_name import refusal, usage_name
 from train.run import quiet
 from train.serving import generation_flags
@@ -221,7 +222,7 @@ def _loading(options: argparse.Namespace) -> Loading:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=usage_name("train.generate"), description=__doc__, allow_abbrev=False)
+    parser = CommandParser(prog=usage_name("train.generate"), description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     generation_flags.add_flags(parser)
     options = parser.parse_args(arguments)

@@ -14,6 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from data_prep.command_parser import CommandParser
 from data_prep.program_name import speaker, usage_name
 
 
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=usage_name("train.report"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="output_dir of a run")

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_prep.command_parser import CommandParser
 from data_prep.program_name import speaker, usage_name
 
 _MODULE = "train.trace"
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=usage_name(_MODULE), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's output_dir")

@@ -142,7 +142,7 @@ def test_what_cannot_be_evaluated_is_refused_before_the_harness_starts(
 
 def test_without_the_extra_it_is_refused(export, monkeypatch):
     monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r"pip install 'packhaul\[evaluate\]'"):
+    with pytest.raises(SystemExit, match=r"pip install '\.\[evaluate\]'"):
         evaluate.main(["--export", str(export), *TASKS])
 
 

@@ -19,7 +19,7 @@ import torch
 from train.model import documentwise
 from train.run.distributed import gather_problems
 
-EXTRA = "pip install 'packhaul[hybrid]'"
+EXTRA = "pip install '.[hybrid]'"
 _BOUNDS = ("cu_seqlens", "seq_idx")
 _ONE_TOKEN = ("update", "recurrent")  # in the names of functions that only generation calls
 _DISTRIBUTIONS = {"fla": "flash-linear-attention", "causal_conv1d": "causal-conv1d", "mamba_ssm": "mamba-ssm"}

@@ -200,7 +200,7 @@ def test_what_is_not_installed_is_named(architecture, missing, tiny_model_dir, m
     if any(kernel.installed for kernel in document_kernels.kernels_of(layer)):
         pytest.skip("installed here")
     monkeypatch.setattr(document_kernels, "_on_gpu", lambda layer: True)
-    assert document_kernels.lacks(layer) == f"{missing} not installed: pip install 'packhaul[hybrid]'"
+    assert document_kernels.lacks(layer) == f"{missing} not installed: pip install '.[hybrid]'"
 
 
 def test_layers_without_kernels_say_so():
