@@ -44,7 +44,7 @@ def main_of_process(argv: list[str] | None = None) -> int:
 
 
 def main(argv: list[str] | None = None, *, own_process: bool = False) -> int:
-    """Prepare one shard directory; 0 when what was asked is done, 2 when the input has to be changed.
+    """Prepare one shard directory; 0 when what was asked is done, 2 when the input has to be changed, 130 after Ctrl-C.
 
     Args:
         own_process: nothing else runs in this process, so torch is not imported where only a function of the user's
@@ -69,6 +69,10 @@ def main(argv: list[str] | None = None, *, own_process: bool = False) -> int:
     except (ValueError, OSError) as error:
         print(f"{speaker('data_prep.prepare')}: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        said = "stopped by Ctrl-C: finished parts are kept, run the same command again to go on"
+        print(f"{speaker('data_prep.prepare')}: {said}", file=sys.stderr)
+        return 130
     return 0
 
 

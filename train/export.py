@@ -45,7 +45,7 @@ VERSIONED = ("packhaul", "torch", "transformers", "trl", "peft", "deepspeed", "s
 def main(arguments: list[str] | None = None) -> None:
     """Command line; prints what is exported and where it is, or one error line and exit code 2."""
     options = _parse(arguments)
-    quiet.hide_bars()
+    quiet.set_up()
     try:
         exported = find_exported(Path(options.checkpoint), best=options.best)
         output = Path(options.output)

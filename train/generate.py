@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8")  # whatever the locale: a cluster's is often C
     options = _parse(arguments)
-    quiet.hide_bars()
+    quiet.set_up()
     try:
         models = asked_models(options.model, options.base_model, options.compare or [])
         check_models(models, options)

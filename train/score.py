@@ -33,7 +33,7 @@ SHOWN = 300  # characters of a document that is shown
 def main(argv: list[str] | None = None) -> int:
     """Score what is not scored yet; 2 when something has to be changed first."""
     options = _parser().parse_args(argv)
-    quiet.hide_bars()
+    quiet.set_up()
     try:
         _score(options)
     except (ValueError, OSError) as error:

@@ -120,6 +120,7 @@ def _preflight(config: RunConfig) -> None:
 
 def _train(config: RunConfig, signals: Signals, held: ExitStack) -> bool:
     """Whether it was stopped by Ctrl-C."""
+    quiet.import_integrations()
     from train.checkpoint.final_model import save_final_model
     from train.checkpoint.finished import deciding_options
     from train.checkpoint.resume import find_resume, note_start

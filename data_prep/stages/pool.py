@@ -9,12 +9,13 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing import forkserver, get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -26,9 +27,18 @@ _PATIENCE = 5.0  # seconds
 
 
 def start_server() -> None:
-    """Start importing what workers need. Called as early as possible, as it takes as long as this process's imports."""
+    """Start importing what workers need. Called as early as possible, as it takes as long as this process's imports.
+
+    The server and its workers do not hear a terminal's Ctrl-C, which they would answer with tracebacks: this process
+    ends them.
+    """
     get_context("forkserver").set_forkserver_preload(_PRELOAD)
-    forkserver.ensure_running()
+    resource_tracker.ensure_running()  # which would let SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which they inherit
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Workers:
@@ -53,9 +63,11 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._pool:
-            if self._is_broken():  # it has ended the workers, but not one that was about to start, and waits for that
+            stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+            # A broken pool has ended the workers, but not one that was about to start, and waits for that.
+            if stopped or self._is_broken():
                 for process in list((self._pool._processes or {}).values()):
                     process.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)

@@ -5,7 +5,9 @@ What is not in these tables is shown. Bars are shown on a terminal only, by the 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import logging
 import os
 import sys
@@ -81,6 +83,13 @@ PRINTED = Message(
     reason="its shared-memory operator on the CPU",
 )
 
+OFFLINE = Message(
+    logger="",
+    words="[INFO] Running in WANDB offline mode",
+    file="transformers/integrations/integration_utils.py",
+    reason="said where W&B is not used, too; W&B says it itself",
+)
+
 
 def set_up() -> None:
     """Call it before the libraries are imported: some speak while they are."""
@@ -114,3 +123,13 @@ def silence_deepspeed() -> None:
             print(*texts, **options)
 
     module.print = without_news
+
+
+def import_integrations() -> None:
+    """transformers' trackers, which print at their import what WANDB_MODE is. Call it before anything imports them."""
+    if os.environ.get("WANDB_MODE") != "offline":
+        return
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        importlib.import_module("transformers.integrations.integration_utils")
+    print("".join(line for line in said.getvalue().splitlines(True) if OFFLINE.words not in line), end="")

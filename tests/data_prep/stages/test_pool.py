@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.stages.pool import Workers
+from data_prep.stages.pool import Workers, _call
 
 
 class DiesWhereItIsLoaded:
@@ -113,3 +113,22 @@ def test_all_is_done_with_what_is_shared(tmp_path, number):
     found = [Path(file).read_text().split() for file in files]
     assert {word for word, _ in found} == {"shared"}
     assert (str(os.getpid()) in {pid for _, pid in found}) == (number == 1)
+
+
+def test_ctrl_c_ends_the_workers_at_once_and_is_not_heard_by_them(tmp_path):
+    started = [tmp_path / "0", tmp_path / "1"]
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), Workers(2) as workers:
+        for path in started:
+            workers._submit(_call, _hold, path)
+        wait_until(lambda: all(path.exists() for path in started))
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 200
+    assert {path.read_text() for path in started} == {"True"}
+
+
+def _hold(path: Path, shared: Any) -> None:
+    blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    path.with_suffix(".half").write_text(str(blocked))
+    path.with_suffix(".half").rename(path)
+    time.sleep(400)

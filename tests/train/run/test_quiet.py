@@ -30,7 +30,9 @@ def texts(file: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("message", [*quiet.LOGGED, *quiet.WARNED, quiet.PRINTED], ids=lambda message: message.words)
+@pytest.mark.parametrize(
+    "message", [*quiet.LOGGED, *quiet.WARNED, quiet.PRINTED, quiet.OFFLINE], ids=lambda message: message.words
+)
 def test_the_libraries_still_say_it(message):
     package, _, rest = message.file.partition("/")
     words = message.words.replace("['lm_head.weight']", "{}")
@@ -69,6 +71,13 @@ def test_a_print_of_deepspeed_but_that_one(capsys):
         module.print("something else", flush=True)
     finally:
         del module.print
+    assert capsys.readouterr().out == "something else\n"
+
+
+def test_a_print_of_transformers_but_that_one(monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(quiet.importlib, "import_module", lambda name: print(f"{quiet.OFFLINE.words}\nsomething else"))
+    quiet.import_integrations()
     assert capsys.readouterr().out == "something else\n"
 
 
