@@ -2,8 +2,9 @@
 
     packhaul inspect DIR [--rows N] [--split train|eval]
 
-Checks every file's hash and every row's invariants, then prints packed rows document by document: trained tokens in
-green, the others dim. Exit code 0 if sound, 1 if not, 2 if it is no complete shard directory.
+Checks every file's hash and every row's invariants, then prints packed rows document by document: on a terminal trained
+tokens in green and the others dim, elsewhere the trained ones in ⟦ ⟧. Exit code 0 if sound, 1 if not, 2 if it is no
+complete shard directory.
 """
 
 from __future__ import annotations
@@ -106,10 +107,10 @@ def row_problems(row: dict[str, Any], manifest: Manifest) -> Iterator[str]:
 
 
 def show(directory: Path, manifest: Manifest, split: str, num_rows: int) -> None:
-    """Print packed rows, document by document, coloured."""
-    from data_prep.rendering.mask_preview import coloured
+    """Print packed rows, document by document."""
+    from data_prep.rendering.mask_preview import marked, takes_colours
 
-    tokenizer = _load_tokenizer(directory)
+    tokenizer, colours = _load_tokenizer(directory), takes_colours(sys.stdout)
     names = [source["name"] for source in manifest["sources"]]
     for number, row in enumerate(_first_rows(directory, manifest, split, num_rows)):
         print(f"\n=== {split} row {number}: {row['input_ids'].size} tokens, {row['seq_lengths'].size} documents")
@@ -117,7 +118,8 @@ def show(directory: Path, manifest: Manifest, split: str, num_rows: int) -> None
         for length, source in zip(row["seq_lengths"], row["sources"], strict=True):
             ids, labels = (row[k][start : start + length].tolist() for k in ("input_ids", "labels"))
             trained = sum(label != IGNORE_INDEX for label in labels)
-            print(f"--- {names[source]}, {length} tokens, {trained} trained\n{coloured(tokenizer, ids, labels)}")
+            text = marked(tokenizer, ids, labels, colours=colours)
+            print(f"--- {names[source]}, {length} tokens, {trained} trained\n{text}")
             start += length
 
 

@@ -1,9 +1,10 @@
-"""A document as the model sees it, for a terminal: trained tokens in green, the others dim."""
+"""A document as the model sees it: on a terminal trained tokens in green and others dim, elsewhere trained in ⟦ ⟧."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from data_prep.shards import IGNORE_INDEX
 
@@ -11,13 +12,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def coloured(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], labels: Sequence[int]) -> str:
-    """Decode runs of trained (green) and untrained (dim) tokens; runs are decoded whole so that no character breaks."""
-    green, dim, reset = "\033[1;32m", "\033[2m", "\033[0m"
+_GREEN, _DIM, _RESET = "\033[1;32m", "\033[2m", "\033[0m"
+_COLOURED, _PLAIN = (
+    ((_GREEN, _RESET), (_DIM, _RESET)),
+    (("⟦", "⟧"), ("", "")),
+)  # around what is trained, and what is not
+
+
+def takes_colours(stream: TextIO) -> bool:
+    """Whether it is a terminal; NO_COLOR and FORCE_COLOR, of any value, say otherwise."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or stream.isatty()
+
+
+def marked(
+    tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], labels: Sequence[int], *, colours: bool
+) -> str:
+    """Decode runs of trained and untrained tokens, each marked; runs are decoded whole so that no character breaks."""
+    trained, untrained = _COLOURED if colours else _PLAIN
     parts, start = [], 0
     for i in range(1, len(input_ids) + 1):
         if i == len(input_ids) or (labels[i] == IGNORE_INDEX) != (labels[start] == IGNORE_INDEX):
-            colour = dim if labels[start] == IGNORE_INDEX else green
-            parts.append(colour + str(tokenizer.decode(list(input_ids[start:i]))) + reset)
+            before, behind = untrained if labels[start] == IGNORE_INDEX else trained
+            parts.append(before + str(tokenizer.decode(list(input_ids[start:i]))) + behind)
             start = i
     return "".join(parts)

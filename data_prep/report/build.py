@@ -109,7 +109,7 @@ def report_numbers(manifest: Manifest, documents: ReportData) -> dict[str, Any]:
         "overall": _figures(documents, everything, manifest["seq_len"]),
         "packing": {name: _packing(manifest, documents, name) for name in _SPLITS},
     }
-    return {**numbers, "notes": [{"text": f"{note}."} for note in manifest["notes"]] + list(_notes(numbers))}
+    return {**numbers, "notes": [{"text": note} for note in manifest["notes"]] + list(_notes(numbers))}
 
 
 def _source_row(source: SourceCounts, share: Share) -> dict[str, Any]:

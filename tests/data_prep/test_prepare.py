@@ -36,12 +36,17 @@ def test_every_row_is_used_once_or_listed(recipe_file, tmp_path, tiny_tokenizer,
     assert not (tmp_path / "out/.work").exists()
 
 
-def test_the_inspection_finds_it_sound_and_shows_the_trained_tokens(recipe_file, tmp_path, capsys):
+def test_the_inspection_finds_it_sound_and_shows_the_trained_tokens(recipe_file, tmp_path, capsys, monkeypatch):
     run(recipe_file, tmp_path / "out")
+    monkeypatch.setenv("FORCE_COLOR", "1")
     capsys.readouterr()
     assert inspect_shards.main([str(tmp_path / "out"), "--rows", "1"]) == 0
     shown = capsys.readouterr().out
     assert "is sound" in shown and "\033[1;32m" in shown
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert inspect_shards.main([str(tmp_path / "out"), "--rows", "1"]) == 0
+    plain = capsys.readouterr().out
+    assert "\033" not in plain and "<|im_start|>assistant\n⟦" in plain and "<|im_end|>⟧" in plain
 
 
 def test_the_same_bytes_with_one_and_two_workers(recipe_file, tmp_path):

@@ -27,6 +27,11 @@ TURNS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def colours(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+
+
 @pytest.fixture
 def recipe(tmp_path, tiny_tokenizer):
     for name, rows in (("plain", PLAIN), ("thinking", THINKING)):

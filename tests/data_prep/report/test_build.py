@@ -194,7 +194,7 @@ def test_notes_say_what_to_look_at(manifest, documents):
     for part in ("20.0% of the mixture was asked for, 33.3% came out", "60% of its rows", "used 7.0 times"):
         assert part in about_first
     assert any("Packing fills only" in note["text"] for note in found)
-    assert found[0] == {"text": "source alpaca: it gets less."}  # the plan's own notes come first
+    assert found[0] == {"text": "source alpaca: it gets less"}  # the plan's own notes come first
 
 
 def test_one_source_without_drops_or_evaluation(manifest, documents):
