@@ -32,7 +32,7 @@ def own_template(model: str) -> OwnTemplate | None:
         ValueError: the tokenizer cannot be loaded.
     """
     from data_prep.rendering.chat_templates import resolve_chat_template
-    from data_prep.rendering.renderer import Renderer
+    from data_prep.rendering.tool_use_renderer import renderer_for
     from data_prep.tokenization.tokenizer import load_tokenizer
 
     try:
@@ -46,7 +46,7 @@ def own_template(model: str) -> OwnTemplate | None:
     own_end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     try:
         template = resolve_chat_template("tokenizer", tokenizer)
-        renderer = Renderer(tokenizer, template)
+        renderer = renderer_for(tokenizer, template)
     except ValueError as error:
         return OwnTemplate(
             refusal=str(error), origin="the tokenizer", end_token_ids=own_end, tokenizer_size=len(tokenizer)

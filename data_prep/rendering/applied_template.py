@@ -62,6 +62,7 @@ class AppliedTemplate:
 
         if self.makes_call_ids:
             messages = with_call_ids(messages)
+        tools = tools or list(self._template.probe_tools) or None
         try:
             compiled = library._compile_jinja_template(self._template.text)  # kept by the library
             compiled.globals["strftime_now"] = _TODAY.strftime
@@ -252,7 +253,8 @@ def _refusal(error: Exception, tools: list[Any] | None) -> str:
     said = f"the chat template raises {type(error).__name__}: {error}"
     if isinstance(error, TypeError) and "NoneType" in said and not tools:
         return (
-            f"{said}. Some templates (tool_use of Command R+, of Hermes) take no row without tools: use the default one"
+            f"{said}. Some templates (tool_use of Command R+, of Hermes) take no row without tools: name the tokenizer "
+            "that has it, whose default one renders such rows"
         )
     return said
 

@@ -8,10 +8,11 @@ its prefixes (see renderer.py), and a template that does not allow that is refus
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.rendering.named_templates import DEFAULT, PROBE_TOOL, TOOL_USE, by_tools
 from data_prep.tokenization.tokenizer import load_tokenizer, special_token_ids
 
 if TYPE_CHECKING:
@@ -33,6 +34,14 @@ class ChatTemplate:
     has_marks: bool  # {% generation %} marks; otherwise spans are derived from prefixes
     is_placed: bool = False  # prints each content once, as it is or trimmed (see template_skeletons.py)
     unless: str | None = None  # text whose contents are not placed so, with `is_placed`
+    branch: str | None = None  # the part of the text for rows without tools, or with, where they differ
+    tool_use: ChatTemplate | None = None  # the same text for rows with tools, where those have a branch of their own
+    probe_tools: tuple[dict[str, Any], ...] = ()  # given in probes, to a branch for rows with tools
+
+    @property
+    def own_text(self) -> str:
+        """What prints the rows."""
+        return self.text if self.branch is None else self.branch
 
 
 def built_in_names() -> list[str]:
@@ -116,8 +125,11 @@ def _from_file(path: Path) -> ChatTemplate:
 
 def _from_tokenizer(owner: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase, name: str) -> ChatTemplate:
     text = owner.chat_template
-    if isinstance(text, dict):
-        text = text.get("default")
+    if isinstance(text, dict) and text:
+        _check_has_default(text, name)
+        if TOOL_USE in text:
+            return _of_two(text, owner, tokenizer, name)
+        text = text[DEFAULT]
     if not text:
         raise ValueError(
             f"chat_template: {name} has no chat template (a base model's often has none): name a built-in one "
@@ -130,6 +142,34 @@ def _from_tokenizer(owner: PreTrainedTokenizerBase, tokenizer: PreTrainedTokeniz
     if training:
         return ChatTemplate(training, f"{name}, TRL's training variant", has_marks=True)
     return ChatTemplate(text, f"{name}, marks derived from prefixes", has_marks=False)
+
+
+def _check_has_default(named: dict[str, str], name: str) -> None:
+    if not named.get(DEFAULT):
+        raise ValueError(
+            f"chat_template: {name} has the chat templates {sorted(named)} and none named {DEFAULT!r}, so transformers "
+            "renders no row without tools: save the one to use as a .jinja file and name that file, or name a built-in "
+            f"one {built_in_names()}"
+        )
+
+
+def _of_two(
+    named: dict[str, str], owner: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase, name: str
+) -> ChatTemplate:
+    """Templates for rows with tools and without, in one text: one template is saved, served and exported."""
+    text = by_tools(named)
+    _check_shared_tokens(text, owner, tokenizer)
+    default, tool_use = (
+        ChatTemplate(
+            text,
+            f"{name}, {kind}{'' if marks else ', marks derived from prefixes'}",
+            has_marks=marks,
+            branch=named[kind],
+        )
+        for kind in (DEFAULT, TOOL_USE)
+        for marks in [bool(GENERATION_MARK.search(named[kind]))]
+    )
+    return replace(default, tool_use=replace(tool_use, probe_tools=(PROBE_TOOL,)))
 
 
 def _check_shared_tokens(text: str, owner: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from data_prep.conversation import BadRow
 from data_prep.rendering.applied_template import AppliedTemplate
+from data_prep.rendering.chat_templates import ChatTemplate
 from data_prep.rendering.reasoning import CLOSE, OPEN, with_reasoning
 from data_prep.rendering.template_probe import ANSWER, QUESTION, REASONING
 from data_prep.tokenization.encoded_text import Span
@@ -63,6 +64,15 @@ def find_empty_block(apply: AppliedTemplate, place: str | None) -> EmptyBlock | 
         if with_it and without:
             return _block(apply, with_it, without.before)
     return None
+
+
+def prints_block(template: ChatTemplate, block: EmptyBlock) -> str:
+    """Why a block cannot be left out."""
+    return (
+        f"empty_reasoning: leave_out: the chat template {template.origin!r} prints {block.text!r} in turns without "
+        "reasoning by itself. Expected a template that prints none: use a built-in one such as qwen3, or a .jinja file "
+        "without it; or `empty_reasoning: mask`, which keeps it in the text and does not train it"
+    )
 
 
 def _turn(apply: AppliedTemplate, place: str | None) -> _Turn | None:

@@ -19,12 +19,14 @@ from data_prep.rendering.answers import AnswerRules, without_leading_blanks
 from data_prep.rendering.applied_template import AppliedTemplate
 from data_prep.rendering.chat_templates import ChatTemplate, control_token_ids
 from data_prep.rendering.control_tokens import ControlTokens
-from data_prep.rendering.empty_reasoning import EmptyBlock, find_empty_block
+from data_prep.rendering.empty_reasoning import find_empty_block, prints_block
 from data_prep.rendering.end_tokens import WELL_KNOWN, EndTokens
 from data_prep.rendering.labels import NO_TURNS, STRADDLING, Labeller, TokenizedExample, Turns
+from data_prep.rendering.named_templates import TOOL_USE
 from data_prep.rendering.plain_texts import adds_bos, framed_text
 from data_prep.rendering.reasoning import CLOSE, inline, with_reasoning
 from data_prep.rendering.rewrites import ESCAPED, Removal, Rewrite
+from data_prep.rendering.system_prompts import are_left_out_after_results, as_printed
 from data_prep.rendering.template_omissions import check_complete
 from data_prep.rendering.template_shapes import Shapes
 from data_prep.rendering.template_skeletons import Rendered, Skeletons
@@ -67,6 +69,7 @@ class Renderer:
         end_tokens_in_answers: what to do with end tokens that answers end in: "strip", "keep" or "reject".
         empty_reasoning: whether the empty block of reasoning that a template prints in a turn without one is trained:
             "mask", "train", or "leave_out" for a template that prints none.
+        shared: another renderer with this tokenizer and template text, whose encoder is used.
 
     Raises:
         ValueError: the template cannot be trained on with this tokenizer (found on a probe conversation), or prints an
@@ -83,19 +86,23 @@ class Renderer:
         reasoning: str = "keep",
         end_tokens_in_answers: str = "strip",
         empty_reasoning: str = "mask",
+        shared: Renderer | None = None,
     ):
         self.tokenizer = tokenizer
         self.template = template
         self.special_ids = special_token_ids(tokenizer)
         self.train_on = train_on
         self._policy = control_tokens
-        self.encoder = TextEncoder(tokenizer.backend_tokenizer)
+        self.encoder: TextEncoder = shared.encoder if shared else TextEncoder(tokenizer.backend_tokenizer)
         self._sizes: dict[str, int] = {}  # short text that was removed -> tokens
-        self._control = ControlTokens(self.encoder, control_token_ids(tokenizer, template))
+        self._control: ControlTokens = (
+            shared._control if shared else ControlTokens(self.encoder, control_token_ids(tokenizer, template))
+        )
         self._special_tokens: dict[str, Any] = {**tokenizer.special_tokens_map}
         self._adds_bos = adds_bos(tokenizer)
         self._apply = AppliedTemplate(template, self._special_tokens)
         self._apply.makes_call_ids = template_probe.needs_call_ids(self._apply)
+        self._loses_system_prompts = are_left_out_after_results(self._apply)
         self._apply.footers = template_probe.footers(template, self._apply, self._known_ends(), self.special_ids)
         self._apply.closings = template_probe.closings(template, self._apply, self.special_ids)
         self._reasoning_place = template_probe.reasoning_place(self._apply)
@@ -107,7 +114,7 @@ class Renderer:
         self._labeller = Labeller(self.encoder, frozenset(self.special_ids.values()), tokenizer.bos_token_id)
         block = find_empty_block(self._apply, self._reasoning_place)
         if empty_reasoning == "leave_out" and block and self._reasoning_place:
-            raise ValueError(_prints_block(template, block))
+            raise ValueError(prints_block(template, block))
         # A row without reasoning stands for a model that was asked not to think, where the template says so elsewhere.
         self._asks_not_to_think = (
             block is not None and empty_reasoning == "mask" and template_probe.says_not_to_think(self._apply)
@@ -160,11 +167,14 @@ class Renderer:
         texts = []
         for conversation in sample:
             with suppress(BadRow):
-                texts.append(self._render_text(self._prepare(conversation).conversation)[0])
+                texts.append(self._text_of(conversation))
         refused = self.encoder.use_fast(texts, encoders, self._control.tokens)
         if self._policy == "escape":
             self._control.use_fast(texts)
         return refused
+
+    def _text_of(self, conversation: Conversation) -> str:
+        return self._render_text(self._prepare(conversation).conversation)[0]
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs to render: loading transformers' tokenizer takes seconds."""
@@ -231,9 +241,10 @@ class Renderer:
 
     def _render_template(self, conversation: Conversation) -> Rendered:
         text, spans = self._print(conversation)
-        removed = check_complete(conversation, text, spans)
-        self._shapes.check(conversation)
-        return Rendered(text, spans, removed + self._shapes.removals(conversation))
+        seen, unseen = as_printed(conversation) if self._loses_system_prompts else (conversation, [])
+        removed = check_complete(seen, text, spans)
+        self._shapes.check(seen)
+        return Rendered(text, spans, unseen + removed + self._shapes.removals(seen))
 
     def _print(self, conversation: Conversation) -> tuple[str, list[Span]]:
         self._check_supported(conversation)
@@ -265,11 +276,13 @@ class Renderer:
     def _check_supported(self, conversation: Conversation) -> None:
         """A template that never mentions tools would leave them out without a word."""
         for name, used in (("tools", bool(conversation.tools)), ("tool_calls", _has_calls(conversation))):
-            if used and name not in self.template.text:
+            if used and name not in self.template.own_text:
+                way = "choose one with tools, such as qwen2_5, qwen3 or the tokenizer's own"
+                if self.template.tool_use:
+                    way = f"it is for rows without tools. Give the row its `tools`: then {TOOL_USE!r} renders it"
                 raise BadRow(
                     "tools_not_in_template",
-                    f"the row has {name}, which the chat template {self.template.origin!r} leaves out: choose one with "
-                    "tools, such as qwen2_5, qwen3 or the tokenizer's own",
+                    f"the row has {name}, which the chat template {self.template.origin!r} leaves out: {way}",
                 )
 
     def _render_escaped(self, row: _Prepared) -> TokenizedExample | BadRow:
@@ -284,14 +297,6 @@ class Renderer:
         """One row that spells none."""
         text, spans = self._render_row(row, row.conversation)
         return self._labeller.label(text, self.encoder.encode_batch([text])[0], spans)
-
-
-def _prints_block(template: ChatTemplate, block: EmptyBlock) -> str:
-    return (
-        f"empty_reasoning: leave_out: the chat template {template.origin!r} prints {block.text!r} in turns without "
-        "reasoning by itself. Expected a template that prints none: use a built-in one such as qwen3, or a .jinja file "
-        "without it; or `empty_reasoning: mask`, which keeps it in the text and does not train it"
-    )
 
 
 def _groups(texts: list[str]) -> Iterator[Span]:

@@ -14,6 +14,7 @@ LEFT_OUT = "reasoning_left_out"  # by the template, before the last question
 HISTORY = "reasoning_history_split"  # by `reasoning_history: as_served`; its places are the documents of the row
 PROMPTED = "split_as_prompted"  # a template prints earlier turns otherwise later; its places are the row's documents
 DETAILS = "tool_details_left_out"  # by the template: values and what is nested in tools' parameters
+SYSTEM = "system_prompt_left_out"  # by the template, after the result of a call
 ANSWER_START = "answer_start_trimmed"  # indentation or leading blanks of an answer
 ANSWER_END = "answer_end_trimmed"
 PROMPT = "prompt_trimmed"  # blanks around any other content

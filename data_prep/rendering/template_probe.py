@@ -248,7 +248,7 @@ def written_reasoning(template: ChatTemplate, apply: AppliedTemplate, place: str
     Args:
         place: see `reasoning_place`.
     """
-    if template.has_marks or place or TAG_END not in template.text:
+    if template.has_marks or place or TAG_END not in template.own_text:
         return None
     question, answer = QUESTION.as_dict(), ANSWER.as_dict()
     thinking = {**answer, "content": inline(REASONING, ANSWER.content)}

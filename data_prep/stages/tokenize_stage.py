@@ -20,6 +20,7 @@ from data_prep.rendering.reasoning_history import fit_as_served
 from data_prep.rendering.renderer import Renderer
 from data_prep.rendering.rewrites import MASKED, Rewrite
 from data_prep.rendering.row_parts import Served
+from data_prep.rendering.tool_use_renderer import renderer_for
 from data_prep.sources.evaluation_files import evaluation_index
 from data_prep.sources.raw_rows import RawRow
 from data_prep.sources.row_forms import RowReader
@@ -39,7 +40,7 @@ def make_renderer(recipe: Recipe) -> Renderer:
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.tokenizer_revision)
     template = resolve_chat_template(recipe.chat_template, tokenizer, empty_reasoning=recipe.empty_reasoning)
     tokenizer.chat_template = template.text  # what is saved with the shards is what rendered them
-    return Renderer(
+    return renderer_for(
         tokenizer,
         template,
         control_tokens=recipe.control_tokens,

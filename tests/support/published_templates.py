@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.rendering.chat_templates import resolve_chat_template
 from data_prep.rendering.renderer import Renderer
+from data_prep.rendering.tool_use_renderer import renderer_for
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 _CONTROL = re.compile(r"<\|?[^<>\s'\"{}()=]{1,40}\|?>|\[/?[A-Z_]+\]|<｜[^｜]+｜>")
@@ -40,8 +41,9 @@ def tokenizer_for(text: str) -> PreTrainedTokenizerFast:
     return made
 
 
-def renderer_of(template: str, **options) -> Renderer:
+def renderer_of(template: str | dict[str, str], **options) -> Renderer:
     """Renders rows by this template as a tokenizer's own."""
-    tokenizer = tokenizer_for(template + "{# <|user|> <|system|> <|assistant|> <|observation|> #}")
+    text = template if isinstance(template, str) else "".join(template.values())
+    tokenizer = tokenizer_for(text + "{# <|user|> <|system|> <|assistant|> <|observation|> #}")
     tokenizer.chat_template = template
-    return Renderer(tokenizer, resolve_chat_template("tokenizer", tokenizer), **options)
+    return renderer_for(tokenizer, resolve_chat_template("tokenizer", tokenizer), **options)

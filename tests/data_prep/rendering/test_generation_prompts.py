@@ -45,6 +45,10 @@ SYSTEM_LAST = (
     "{% set ns.system = m.content + '\n' %}{% elif m.role == 'user' %}[INST]{{ ns.system if loop.last }}{{ m.content }}"
     "[/INST]{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}"
 )
+SYSTEM_LAST_CALLS = (
+    SYSTEM_LAST.replace("{% else %}", "{% elif m.tool_calls %}{{ m.tool_calls | tojson }}<|end|>{% else %}")
+    + "{# tools #}"
+)
 # A call needs an id of nine letters and digits (Mistral).
 WITH_IDS = (
     "{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% elif m.role == 'tool' %}"
@@ -155,6 +159,23 @@ def test_a_system_prompt_that_moves_with_the_questions_stands_where_a_server_pri
     ]
 
 
+def test_an_answer_to_a_result_is_trained_without_the_system_prompt_that_its_server_leaves_out():
+    """And the call with it (Mistral NeMo)."""
+    system = Message("system", "Be.")
+    calling, answering = parts(SYSTEM_LAST_CALLS, system, *CALLS)
+    assert calling[0] == "[INST]Be.\nHi?[/INST]" and answering[1] == "Yes.<|end|>"
+    assert answering[0].startswith("[INST]Hi?[/INST]") and "Be." not in answering[0]
+    renderer, row = renderer_of(SYSTEM_LAST_CALLS), Conversation((system, *CALLS), "s", 0)
+    served = fit_as_prompted(row, BadRow("template_not_prefix", ""), 999, "drop", renderer)
+    assert ("system_prompt_left_out", 1) in [rewrite[:2] for rewrite in served.rewrites]
+
+
+def test_a_template_without_system_prompts_drops_such_rows():
+    template = SYSTEM_LAST_CALLS.replace("{{ ns.system if loop.last }}", "")
+    with pytest.raises(BadRow, match=r"left_out_by_template.*message 0 \(system\)"):
+        parts(template, Message("system", "Be."), *CALLS)
+
+
 def test_calls_have_ids_where_the_template_wants_them_and_results_the_same():
     (before, said), (context, _) = parts(WITH_IDS, *CALLS)
     assert before == "[INST]Hi?[/INST]"
@@ -228,7 +249,7 @@ def test_results_are_told_apart_where_the_template_does_so_by_ids():
 
 
 def test_a_template_for_tools_alone_says_so():
-    with pytest.raises(ValueError, match=r"NoneType.* take no row without tools: use the default one"):
+    with pytest.raises(ValueError, match=r"NoneType.* take no row without tools: name the tokenizer"):
         renderer_of("{% for tool in tools %}{{ tool | tojson }}{% endfor %}" + NEXT_TURN_ENDS)
 
 
