@@ -10,7 +10,7 @@ from data_prep.rendering.call_ids import with_call_ids
 from data_prep.rendering.chat_templates import ChatTemplate
 from data_prep.rendering.generation_prompts import STAND_IN, Closings, after_prompt, after_same_header
 from data_prep.rendering.reasoning import CLOSE, NO_REASONING, TAG_END, with_reasoning
-from data_prep.rendering.written_reasoning import WrittenReasoning, begins_reasoning
+from data_prep.rendering.written_reasoning import WrittenReasoning, after_closed, begins_reasoning
 from data_prep.tokenization.encoded_text import Span
 
 # Some templates print today's date. A run that goes on the next day has to make the same bytes, so the date is one that
@@ -172,8 +172,10 @@ class AppliedTemplate:
             same = after_same_header(prompt, text, stand_in, said, str(messages[-1]["content"]))
             if same or not is_silent:
                 return same
-            return self._after_other_print(prompt, bare, text, before, tools) or self._after_block(
-                prompt, text, messages, tools
+            return (
+                self._after_other_print(prompt, bare, text, before, tools)
+                or self._after_block(prompt, text, messages, tools)
+                or after_closed(prompt, text, stand_in, said)
             )
         start, end = _merge_adjacent(marked)[-1] if marked else (0, 0)
         start -= len(cue) if text[:start].endswith(cue) else 0

@@ -6,6 +6,7 @@ Such a row would train another answer than the one it holds.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from data_prep.rendering.printed_values import (
 from data_prep.rendering.reasoning import split_inline
 from data_prep.rendering.rewrites import DETAILS, LEFT_OUT, Removal
 from data_prep.tokenization.encoded_text import Span
+
+_SWITCHES = ("/no_think", "/think")
 
 
 class Missing(NamedTuple):
@@ -123,9 +126,18 @@ def _turns(conversation: Conversation, text: str, spans: list[Span]) -> Iterator
 def _missing_before_answer(turn: _Turn) -> Missing | None:
     """A system prompt may stand anywhere, other contents between the answers around them, in their order."""
     wanted = turn.message.content.strip()
+    return None if _is_before_answer(turn, wanted) or _is_without_switch(turn, wanted) else Missing("", wanted)
+
+
+def _is_before_answer(turn: _Turn, wanted: str) -> bool:
     before = Cursor(turn.before.text) if turn.message.role == "system" else turn.before
-    is_there = before.passes(wanted) and (turn.message.role == "system" or before.at <= turn.until)
-    return None if is_there else Missing("", wanted)
+    return before.passes(wanted) and (turn.message.role == "system" or before.at <= turn.until)
+
+
+def _is_without_switch(turn: _Turn, wanted: str) -> bool:
+    """Some templates do what `/no_think` in a content says, and do not print it (Nemotron Nano 2, SmolLM3)."""
+    rest = functools.reduce(lambda text, switch: text.replace(switch, ""), _SWITCHES, wanted).strip()
+    return rest != wanted and _is_before_answer(turn, rest)
 
 
 def _missing_in_answer(turn: _Turn) -> Missing | None:

@@ -60,6 +60,20 @@ class WrittenReasoning(NamedTuple):
         return f"{opening}{reasoning}{self.closing}{text[end:]}"
 
 
+def after_closed(prompt: str, text: str, stand_in: str, said: str) -> str | None:
+    """What a turn without reasoning says after a prompt that ends in an empty block, which an answer repeats and a call
+    does not (Nemotron Nano 2, where a system prompt asks not to think). For the arguments see WrittenReasoning.after.
+
+    Returns:
+        None where the prompt ends in something else, or the turn has another header.
+    """
+    if not prompt.rstrip().endswith(CLOSE):
+        return None
+    header = header_of_prompt(prompt, stand_in, said, _TAGS)
+    end = None if header is None else end_of_header(text, stand_in, said, header, _TAGS)
+    return None if end is None else text[end:]
+
+
 def begins_reasoning(prompt: str) -> bool:
     """Whether a generation prompt ends in the tag that begins reasoning."""
     return prompt.rstrip().endswith(OPEN)

@@ -64,6 +64,15 @@ MARKED = (
     "{% else %}</think>{% endif %}{{ m.content }}<|end|>{% endgeneration %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{{ '<think>' if thinks else '</think>' }}{% endif %}"
 )
+# A content asks not to think, and is printed without that. Last answers repeat the block of the prompt, calls do not
+# (Nemotron Nano 2).
+SWITCHED = (
+    "{% set ns = namespace(block='<think>') %}{% for m in messages %}{% if '/no_think' in m.content %}"
+    "{% set ns.block = '<think></think>' %}{% endif %}{% endfor %}{% for m in messages %}{% if m.role != 'assistant' %}"
+    "<|{{ m.role }}|>{{ m.content.replace('/no_think', '').strip() }}{% else %}<|assistant|>{% if m.tool_calls %}"
+    "{{ m.tool_calls | tojson }}{% else %}{{ ns.block if loop.last }}{{ m.content }}{% endif %}<|end|>{% endif %}"
+    "{% endfor %}{{ '<|assistant|>' + ns.block if add_generation_prompt }}{# tools #}"
+)
 
 
 # The header of an answer is printed after any last turn (Command R7B, ToolACE).
@@ -168,6 +177,21 @@ def test_an_answer_to_a_result_is_trained_without_the_system_prompt_that_its_ser
     renderer, row = renderer_of(SYSTEM_LAST_CALLS), Conversation((system, *CALLS), "s", 0)
     served = fit_as_prompted(row, BadRow("template_not_prefix", ""), 999, "drop", renderer)
     assert ("system_prompt_left_out", 1) in [rewrite[:2] for rewrite in served.rewrites]
+
+
+@pytest.mark.parametrize("asks", ["/no_think", "Be. /no_think"])
+def test_a_call_follows_the_empty_block_of_a_prompt_that_was_asked_for(asks):
+    calling, answering = parts(SWITCHED, Message("system", asks), *CALLS)
+    said = asks.removesuffix("/no_think").strip()
+    assert calling[0] == f"<|system|>{said}<|user|>Hi?<|assistant|><think></think>"
+    assert calling[1].startswith('[{"type"') and calling[1].endswith("<|end|>")
+    assert answering[0].endswith("<|tool|>found<|assistant|><think></think>") and answering[1] == "Yes.<|end|>"
+
+
+def test_a_content_that_lacks_more_than_its_switch_is_left_out():
+    template = SWITCHED.replace(".strip()", ".replace('Be.', '').strip()")
+    with pytest.raises(BadRow, match=r"left_out_by_template.*message 0 \(system\)"):
+        parts(template, Message("system", "Be. /no_think"), *CALLS)
 
 
 def test_a_template_without_system_prompts_drops_such_rows():
