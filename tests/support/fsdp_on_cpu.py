@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from accelerate.utils.fsdp_utils import get_fsdp2_grad_scaler
 
 import train.preflight
 
@@ -23,4 +25,12 @@ def tell_of_gpus() -> None:
         begin(self, *args, **kwargs)
 
     AcceleratorState.__init__ = begin_with_gpus
+    make = Accelerator.__init__
+
+    def make_with_scaler(self: Any, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        if self.mixed_precision == "fp16":  # accelerate scales on GPUs alone
+            self.native_amp, self.scaler = True, get_fsdp2_grad_scaler(device="cpu")
+
+    Accelerator.__init__ = make_with_scaler
     train.preflight.check_launch_against = lambda *args: [line for line in compare(*args) if "use_cpu" not in line]

@@ -1,6 +1,7 @@
 """In a world of test_fsdp2.py: train.sft under FSDP2 on CPU processes, once for each run config.
 
-CONFIG.yaml[@STEP]: with a step, the run is asked to stop there, and started again.
+CONFIG.yaml[@STEP]: with a step, the run is asked to stop there, and started again. In `overflow.yaml` the gradient of a
+weight that rank 0 holds overflows in the second step.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from tests.support.sharded_runs import run
@@ -24,6 +25,26 @@ def stopping_at(step: int) -> Iterator[None]:
         if self.state.global_step + 1 == step and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGUSR1)
         return original(self, *args, **kwargs)
+
+    PackedSFTTrainer.training_step = training_step
+    try:
+        yield
+    finally:
+        PackedSFTTrainer.training_step = original
+
+
+@contextmanager
+def overflowing_in(step: int) -> Iterator[None]:
+    """A gradient overflows in a step, where rank 0 alone holds it; each step prints what losses are scaled by."""
+    original = PackedSFTTrainer.training_step
+
+    def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        number, rank = self.state.global_step + 1, os.environ["RANK"]
+        print(f"rank {rank} scales step {number} by {self.accelerator.scaler.get_scale():.0f}", flush=True)
+        loss = original(self, model, *args, **kwargs)
+        if number == step and rank == "0":
+            model.lm_head.weight.grad.to_local()[0, 0] = float("inf")
+        return loss
 
     PackedSFTTrainer.training_step = training_step
     try:
@@ -58,8 +79,9 @@ def main(arguments: list[str]) -> int:
     look_at_gradients()
     for argument in arguments:
         name, _, step = argument.partition("@")
-        if step:
-            with stopping_at(int(step)):
-                run(name)
-        run(name)
+        with overflowing_in(2) if name.endswith("overflow.yaml") else nullcontext():
+            if step:
+                with stopping_at(int(step)):
+                    run(name)
+            run(name)
     return 0

@@ -7,7 +7,8 @@ An `accelerate launch` spends most of a short test in imports, once in each proc
 forked after them, with the environment that `accelerate launch` itself would make. PLAN.json is a list of attempts:
 `accelerate` (name in configs/accelerate), `processes`, `flags`, `log`, `rows` (a folder: each process writes there
 which rows it trained in which step), `stop_at` (a signal comes to the last process in this step), `fault` (process,
-step, "die", "hang", "stop" or "full" for a full disk, and where, if not in the step: "start", "data", "save", or of
+step, "die", "hang", "stop", "full" for the error of a full disk or "limit" for a limit of the kernel on what this
+process may write to a file, up to the next call, and where, if not in the step: "start", "data", "save", or of
 sharded states "states", "plan" and "write", where calls are counted), `faults` (several of them),
 `slow` (process, seconds that each of its steps sleeps), `environment` (more variables), `code` (the exit code expected;
 else 0), `module` (whose `main` gets the flags; else train.sft), `alone` (a single process, with no
@@ -23,6 +24,7 @@ import hashlib
 import importlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -242,10 +244,11 @@ def _break(call: int, kind: str, where: str = "step") -> None:
         "write": (FileSystemWriter, "write_data"),
     }
     owner, name = places[where]
-    original, calls = getattr(owner, name), []
+    original, calls, unlimited = getattr(owner, name), [], resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 
     def faulty(*args, **kwargs):
         calls.append(name)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
         if (args[0].state.global_step + 1 if where == "step" else len(calls)) == call:
             FAULTS[kind]()
         return original(*args, **kwargs)
@@ -257,8 +260,14 @@ def _fill_up() -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def _limit_files() -> None:
+    """Writes past it fail in the middle of a file, with "File too large" (Python ignores the signal)."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
 FAULTS = {
     "full": _fill_up,
+    "limit": _limit_files,
     "die": lambda: os._exit(9),
     "hang": lambda: time.sleep(600),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),

@@ -30,9 +30,10 @@ RUNS = {
     "lora": ("llama", LORA),
     "parts": ("llama", {"sequence_parallel": 2, "gradient_accumulation_steps": 4, "gradient_checkpointing": True}),
     "half": ("llama", {"bf16": True}),
+    "overflow": ("llama", {"fp16": True}),
     "stopped": ("llama", {"gradient_checkpointing": True}),
 }
-STOPPED = ("tied", "lora", "stopped")
+STOPPED = ("tied", "lora", "overflow", "stopped")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,17 @@ def test_losses_are_not_rounded_to_half_precision(ran):
         assert half["grad_norm"] == pytest.approx(full["grad_norm"], rel=2e-2)
 
 
+def test_an_overflow_in_one_ranks_shard_is_a_step_that_no_rank_takes(ran, shards, tiny_model_dir):
+    """In fp16: the step is made up for with a smaller scale, which a resume knows."""
+    expected = train_plainly(load(tiny_model_dir("llama")), shards, STEPS, make_optimizer=adamw)
+    taken = [expected.losses[i] for i in (0, 1, 1, 2, 3)]
+    assert [entry["loss"] for entry in steps(ran / "overflow")] == pytest.approx(taken, rel=3e-4)
+    said = re.findall(r"rank \d scales step (\d) by (\d+)", (ran / "log").read_text())
+    assert {(int(step), int(scale)) for step, scale in said} == {
+        (step, 65536 if step < 3 else 32768) for step in range(1, STEPS + 1)
+    }
+
+
 def test_gradients_stay_sharded_between_micro_batches(ran):
     said = re.findall(r"rank (\d) holds (\d+) whole gradients", (ran / "log").read_text())
     micro_batches = sum(options.get("gradient_accumulation_steps", 2) for _, options in RUNS.values())
@@ -112,7 +124,7 @@ def test_gradients_stay_sharded_between_micro_batches(ran):
     assert {number for _, number in said} == {"0"}
 
 
-@pytest.mark.parametrize("name", STOPPED)
+@pytest.mark.parametrize("name", ["tied", "lora", "stopped"])
 def test_a_checkpoint_holds_what_an_export_needs(name, ran, tmp_path):
     """The model lies there in shards alone; an adapter whole as well."""
     checkpoint = ran / name / "checkpoint-3"

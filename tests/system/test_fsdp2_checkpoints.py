@@ -104,11 +104,12 @@ def test_written_at_once_is_what_is_written_in_the_background(folder, train, twi
 
 
 def test_a_save_that_fails_on_one_process_costs_itself(folder, train, twin):
-    """In the plan, which all make together, in the background, and before the plan, where the others wait for its."""
-    said = train("failing", faults=[[1, 1, "full", "plan"], [1, 2, "full", "write"], [0, 3, "full", "states"]])
-    for step in (2, 4, 6):
+    """In the plan, which all make together, in the background, in the middle of a file that the kernel cuts, and before
+    the plan, where the others wait for its."""
+    said = train("failing", faults=[[1, 1, "full", "plan"], [1, 2, "limit", "write"], [0, 3, "full", "states"]])
+    for step, reason in ((2, "No space left on device"), (4, "File too large"), (6, "No space left on device")):
         [line] = [line for line in said.splitlines() if f"checkpoint-{step} IS NOT SAVED: " in line]
-        assert "No space left on device" in line and "Training goes on" in line
+        assert reason in line and "Training goes on" in line
     assert [c.step for c in folders.find_checkpoints(folder / "failing")] == [8]
     assert_equal(folder / "failing", twin)
     assert_same_states(folder / "failing", twin, STEPS)

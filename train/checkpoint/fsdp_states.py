@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train.checkpoint.gathered_weights import gather, keep_for
 from train.checkpoint.pending_save import Save
+from train.run.distributed import is_first
 
 if TYPE_CHECKING:
     from train.checkpoint.trainer_type import CheckpointedTrainer
@@ -53,6 +56,5 @@ def _gather(trainer: CheckpointedTrainer, in_checkpoint: bool) -> dict[str, Any]
     adapters = is_peft_model(trainer.model)
     if in_checkpoint and not adapters:
         return {}
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapters)
-    states: dict[str, Any] = get_model_state_dict(trainer.model, options=options)
-    return states
+    states = get_model_state_dict(trainer.model, options=StateDictOptions(ignore_frozen_params=adapters))
+    return gather(states, keep_for(states, Path(str(trainer.args.output_dir))) if is_first() else None)

@@ -66,7 +66,8 @@ class Save:
         try:
             yield
         except Exception as error:
-            self.errors.append(f"{type(error).__name__}: {error}")
+            cause = _system_error(error) or error
+            self.errors.append(f"{type(cause).__name__}: {cause}")
 
     def do(self, write: Callable[..., Any], value: Any, *args: Any, **kwargs: Any) -> None:
         """Call `write(value, ...)`: with a copy of the value in the background, or at once if it is a single object."""
@@ -85,6 +86,13 @@ class Save:
                 self.tasks.append(lambda: write(own))
             else:
                 write(own)
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The system's own error behind one: torch says "unexpected pos" of a file that a full disk has cut."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def make_folders(common: Path, own: Path, step: int) -> str | None:

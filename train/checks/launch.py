@@ -17,6 +17,7 @@ from typing import Any
 
 from data_prep.strict_files import read_json, read_yaml
 from train.checks.deepspeed_file import check_deepspeed
+from train.checks.parallel_sizes import PREFIX, check_parallelism, sizes_from
 from train.config.library_options import package_folder, parse_source
 from train.config.run_config import RunConfig
 
@@ -69,6 +70,12 @@ class Launch:
     def deepspeed(self) -> Mapping[str, Any]:
         """The accelerate YAML's own section about DeepSpeed."""
         return self.settings.get("deepspeed_config") or {}
+
+    @property
+    def parallelism(self) -> Mapping[str, Any]:
+        """The accelerate YAML's own section about further ways to cut a model, by name without its prefix."""
+        section = self.settings.get("parallelism_config") or {}
+        return {str(key).removeprefix(PREFIX): value for key, value in section.items()}
 
     @property
     def deepspeed_file(self) -> str | None:
@@ -150,8 +157,7 @@ def launch_from_environment(environ: Mapping[str, str] | None = None) -> Launch 
         settings["distributed_type"] = "MULTI_GPU" if settings["num_processes"] > 1 else "NO"
     if "ACCELERATE_USE_CPU" in environ:
         settings["use_cpu"] = _is_true(environ["ACCELERATE_USE_CPU"])
-    sizes = {key: environ.get(f"PARALLELISM_CONFIG_{key.upper()}") for key in ("cp_size", "sp_size", "tp_size")}
-    settings["parallelism_config"] = {f"parallelism_config_{key}": int(size) for key, size in sizes.items() if size}
+    settings["parallelism_config"] = sizes_from(environ)
     return Launch(origin="the environment that accelerate launch made", settings=settings)
 
 
@@ -194,14 +200,8 @@ def check_launch(launch: Launch, world_size: int | None, environ: Mapping[str, s
     yield from _check_processes(launch)
     yield from _check_fsdp(launch)
     yield from _check_deepspeed_section(launch, _environment(environ))
-    for key, size in (launch.settings.get("parallelism_config") or {}).items():
-        if key.endswith(("cp_size", "sp_size", "tp_size")) and size not in (None, 1):
-            reason = (
-                "its gradients of packed rows are off by the number of ranks, and its loss is no mean over tokens, or "
-                "documents attend to each other: write sequence_parallel in the run config"
-            )
-            why = "this is not supported yet" if key.endswith("tp_size") else reason
-            yield f"{launch.origin}: expected {key} 1, found {size}: {why}; remove parallelism_config"
+    processes = launch.num_processes if world_size is None else world_size
+    yield from check_parallelism(launch.parallelism, launch.origin, launch.distributed_type, processes)
     if world_size is not None and launch.distributed_type == "NO" and world_size > 1:
         yield f"{launch.origin}: distributed_type NO starts 1 process, {world_size} are asked for: use a DEEPSPEED file"
 

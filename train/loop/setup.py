@@ -96,6 +96,7 @@ def make_trainer(
     )
     trainer.compute_as(copies=config.own.bf16_copies, keep_logits_gib=config.own.keep_logits_gib)
     fsdp.keep_precision(trainer.accelerator)
+    fsdp.take_states_unscaled(trainer)
     expert_parallel.install(trainer)
     keep_quantised_layout(trainer.model)
     _install_documentwise(trainer.model, row_ranks)

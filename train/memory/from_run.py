@@ -7,6 +7,7 @@ from typing import Any
 
 from data_prep.shards import Manifest
 from train.checks.launch import Launch
+from train.checks.parallel_sizes import REPLICATE
 from train.config.run_config import RunConfig, build_model_config
 from train.memory.setting import BYTES, Setting, Sharding
 
@@ -51,7 +52,8 @@ def sharding_of(launch: Launch | None, processes: int) -> Sharding:
         zero: Mapping[str, Any] = launch.deepspeed_settings().get("zero_optimization") or {}
         return Sharding(kind="zero", processes=processes, zero=zero)
     if kind == "FSDP":
-        return Sharding(kind="fsdp2", processes=processes)
+        replicas = int(launch.parallelism.get(REPLICATE) or 1) if launch else 1
+        return Sharding(kind="fsdp2", processes=processes, replicas=replicas)
     return Sharding(kind="ddp" if processes > 1 else "none", processes=processes)
 
 

@@ -20,6 +20,7 @@ class Sharding:
     kind: str  # "none", "ddp", "zero" or "fsdp2"
     processes: int = 1
     zero: Mapping[str, Any] = field(default_factory=dict)  # DeepSpeed's section zero_optimization
+    replicas: int = 1  # groups of processes that each hold the whole, in parts (FSDP2's HSDP)
 
     @property
     def stage(self) -> int:
@@ -33,7 +34,8 @@ class Sharding:
 
     def __str__(self) -> str:
         if self.kind != "zero":
-            return {"none": "one process", "ddp": "DDP", "fsdp2": "FSDP2"}[self.kind]
+            groups = f" in {self.replicas} replicas" if self.replicas > 1 else ""
+            return {"none": "one process", "ddp": "DDP", "fsdp2": f"FSDP2{groups}"}[self.kind]
         places = [f"{what} on {self.offload(what)}" for what in ("optimizer", "param") if self.offload(what)]
         return f"ZeRO-{self.stage}{' with ' + ', '.join(places) if places else ''}"
 

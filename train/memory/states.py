@@ -226,7 +226,8 @@ def _number(zero: Any, key: str, hidden_size: int) -> float:
 
 
 def _fsdp2(weights: Sequence[Weight], setting: Setting) -> Held:
-    processes, width = setting.sharding.processes, BYTES[setting.model_dtype]
+    sharding, width = setting.sharding, BYTES[setting.model_dtype]
+    processes = sharding.processes // sharding.replicas
     learning, frozen = [w for w in weights if w.trained], [w for w in weights if not w.trained]
     part = -(-trained(weights) // processes)
     layer = max((_layer_elements(weights)).values(), default=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,6 +42,29 @@ def keep_gradients_sharded(args: Any) -> None:
     args.accelerator_config.gradient_accumulation_kwargs = {"sync_each_batch": True, **given}
     if args.gradient_accumulation_steps > 1 and not given.get("sync_each_batch", True):
         log.info("sync_each_batch: false: each process holds the gradients of the whole model between micro-batches")
+
+
+def take_states_unscaled(trainer: Any) -> None:
+    """Let an optimizer's states be saved and loaded past the gradient scaler of fp16.
+
+    torch makes states that are not there yet by a step without gradients, which a scaler refuses: no run resumed.
+    """
+    if trainer.accelerator.scaler is None or not trainer.accelerator.is_fsdp2:
+        return
+    for name in ("_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler"):
+        setattr(trainer, name, _unscaled(trainer, getattr(trainer, name)))
+
+
+def _unscaled(trainer: Any, original: Callable[[str | None], None]) -> Callable[[str | None], None]:
+    def call(folder: str | None) -> None:
+        optimizer = trainer.optimizer  # accelerate's, once it is prepared
+        scaler, optimizer.scaler = getattr(optimizer, "scaler", None), None
+        try:
+            original(folder)
+        finally:
+            optimizer.scaler = scaler
+
+    return call
 
 
 def whole(norm: Any) -> Any:

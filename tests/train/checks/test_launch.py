@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.support.preflight_runs import problems
-from train.checks.launch import launch_from_environment, launch_from_file
+from train.checks.launch import check_launch, launch_from_environment, launch_from_file
+from train.memory.from_run import sharding_of
 
 
 class TestLaunchFile:
@@ -46,6 +47,18 @@ class TestLaunchFile:
                 "write sequence_parallel in the run config",
             ),
             (
+                {"parallelism_config": {"parallelism_config_dp_shard_size": 2}},
+                "dp_replicate_size and dp_shard_size are for distributed_type FSDP, found DEEPSPEED",
+            ),
+            (
+                {"distributed_type": "FSDP", "parallelism_config": {"parallelism_config_dp_replicate_size": 2}},
+                "expected parallelism_config_dp_shard_size of 2 or more, found 1",
+            ),
+            (
+                {"distributed_type": "FSDP", "parallelism_config": {"parallelism_config_dp_shard_size": 4}},
+                "dp_replicate_size 1 times parallelism_config_dp_shard_size 4 makes 4 processes, 2 are started",
+            ),
+            (
                 {"parallelism_config": {"parallelism_config_sp_size": 2}},
                 "write sequence_parallel in the run config",
             ),
@@ -59,6 +72,15 @@ class TestLaunchFile:
         found = problems(flags, "--optim", optim, launch=launch_file(distributed_type="FSDP"))
         assert f"optim {optim} cannot step on weights that FSDP shards" in found
         assert "cannot step" not in problems(flags, launch=launch_file(distributed_type="FSDP"))
+
+    def test_groups_that_replicate(self):
+        environment = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+        sizes = {"PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2", "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"}
+        launch = launch_from_environment({**environment, **sizes, "ACCELERATE_USE_PARALLELISM_CONFIG": "true"})
+        assert not list(check_launch(launch, 4)) and "makes 4 processes, 8 are" in "".join(check_launch(launch, 8))
+        assert sharding_of(launch, 8).replicas == 2
+        unused = launch_from_environment({**environment, **sizes})
+        assert not list(check_launch(unused, 8)) and sharding_of(unused, 8).replicas == 1
 
     def test_the_standard_launcher_joins_machines(self, flags, launch_file):
         file = launch_file(deepspeed={"deepspeed_multinode_launcher": "standard"}, num_machines=2)

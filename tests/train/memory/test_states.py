@@ -179,6 +179,8 @@ def test_fsdp2_gathers_two_layers_and_the_root():
     found = held([*WEIGHTS, head], setting, 64)
     assert found.buffers == 2 * (500_000 + 2 * 1000 * 1000)
     assert (found.in_backward, found.late, found.weights) == (4 * 1000 * 1000, 4 * 500_000, ELEMENTS + 500_000)
+    pairs = dataclasses.replace(setting, sharding=Sharding(kind="fsdp2", processes=8, replicas=2))
+    assert held([*WEIGHTS, head], pairs, 64) == found
 
 
 def test_the_stages_proposed_are_those_of_the_files():
