@@ -62,7 +62,7 @@ def make_record(run_dir: Path, config: Any, world_size: int) -> dict[str, Any]:
     }
 
 
-def check_shards(run_dir: Path, earlier: dict[str, Any], data: Path) -> str:
+def check_shards(run_dir: Path, earlier: dict[str, Any], data: str | Path) -> str:
     """The manifest's hash of the shards, which are those that the run began with.
 
     Args:
