@@ -138,7 +138,8 @@ class MessageReader:
     def _role(self, name: Any, where: str) -> str:
         role = self._roles.get(name) or self._roles.get(name.lower()) if isinstance(name, str) else None
         if role is None:
-            raise BadRow("unknown_role", f"{where}: unknown role {name!r:.40}; name it with `roles: {{NAME: user}}`")
+            how = "name it with `roles: {NAME: user}`, or leave such turns out with a `transform`"
+            raise BadRow("unknown_role", f"{where}: unknown role {name!r:.40}; {how}")
         return role
 
     def _content_message(self, content: Any, role: str, where: str) -> Message:

@@ -94,5 +94,10 @@ def own_bytes(run_dir: Path) -> int:
 
 def describe(space: Space) -> str:
     """In numbers for a person."""
-    parts = f"{space.number} checkpoint(s) of {space.checkpoint / 2**30:,.1f} GiB at once, the final model"
-    return f"{space.whole / 2**30:,.1f} GiB ({parts} {space.final / 2**30:,.1f} GiB)"
+    parts = f"{space.number} checkpoint(s) of {_size(space.checkpoint)} at once, the final model {_size(space.final)}"
+    return f"{_size(space.whole)} ({parts})"
+
+
+def _size(number: float) -> str:
+    """Bytes in GiB, or in MiB where that would be 0.0."""
+    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 / 20 else f"{number / 2**20:,.1f} MiB"

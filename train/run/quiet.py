@@ -62,6 +62,12 @@ LOGGED = (
         reason="a kernel for inference",
     ),
     Message(
+        logger="transformers.training_args",
+        words="The speedups for torchdynamo mostly come with GPU Ampere or higher",
+        file="transformers/training_args.py",
+        reason="torch_compile was asked for; older GPUs and CPUs are known to whoever takes them",
+    ),
+    Message(
         logger="transformers.trainer",
         words="There were missing keys in the checkpoint model loaded: ['lm_head.weight'].",
         file="transformers/trainer.py",

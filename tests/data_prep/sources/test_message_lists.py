@@ -26,7 +26,11 @@ from tests.support.conversions import ANSWER, GOOD, USER, convert, reason_and_de
         ([USER, {"role": "assistant"}], "not_messages", "message 1"),
         ([{"from": "human", "value": "Hi"}], "no_assistant_turn", ""),
         ([USER, {"role": ["assistant"], "content": "x"}], "unknown_role", "['assistant']"),
-        ([{"role": "narrator", "content": "Hi"}, ANSWER], "unknown_role", "'narrator'; name it with `roles:"),
+        (
+            [{"role": "narrator", "content": "Hi"}, ANSWER],
+            "unknown_role",
+            "'narrator'; name it with `roles: {NAME: user}`, or",
+        ),
         ([USER, {"role": "assistant", "content": None}], "empty_output", ""),
         ([{"role": "user", "content": " "}, ANSWER], "empty_input", ""),
         ([USER], "no_assistant_turn", ""),

@@ -94,3 +94,8 @@ def test_a_resumed_runs_own_checkpoints_count_as_free(tmp_path, monkeypatch):
     config = SimpleNamespace(sft={"output_dir": str(tmp_path)})
     needed = [Space(checkpoint=number, number=1, final=0) for number in (107, 108)]
     assert [len(list(disk_space.check_space(config, space))) for space in needed] == [0, 1]
+
+
+def test_space_of_a_tiny_model_is_not_zero():
+    said = disk_space.describe(Space(checkpoint=3 * 2**20, number=2, final=2**30))
+    assert said == "1.0 GiB (2 checkpoint(s) of 3.0 MiB at once, the final model 1.0 GiB)"
