@@ -7,9 +7,11 @@ from typing import Any
 
 from data_prep.conversation import BadRow
 from data_prep.rendering.call_ids import with_call_ids
+from data_prep.rendering.call_reasoning import CallReasoning
 from data_prep.rendering.chat_templates import ChatTemplate
 from data_prep.rendering.generation_prompts import STAND_IN, Closings, after_prompt, after_same_header
 from data_prep.rendering.reasoning import CLOSE, NO_REASONING, TAG_END, with_reasoning
+from data_prep.rendering.turn_spans import between_others, merge_adjacent
 from data_prep.rendering.written_reasoning import WrittenReasoning, after_closed, begins_reasoning
 from data_prep.tokenization.encoded_text import Span
 
@@ -32,6 +34,7 @@ class AppliedTemplate:
         makes_call_ids: whether calls of tools are given ids.
         footers: what is printed after any last turn, by what the model is asked (see `footer_of`); left out of texts.
         reasoning_place: where messages hold reasoning, as the template prints it (see `with_reasoning`); or None.
+        next_to_calls: how reasoning is printed that no answer shows; None where answers do.
         written: how the model writes reasoning that the template does not print; None where it does.
     """
 
@@ -42,6 +45,7 @@ class AppliedTemplate:
         self.footers: dict[bool | None, str] = {}
         self.reasoning_place: str | None = None
         self.written: WrittenReasoning | None = None
+        self.next_to_calls: CallReasoning | None = None
 
     def __call__(
         self,
@@ -102,7 +106,7 @@ class AppliedTemplate:
         if not self._template.has_marks:
             return self._derive(messages, tools, thinks)
         text, marked = self(messages, tools, with_spans=True, thinks=thinks)
-        return text, _merge_adjacent(marked)
+        return text, merge_adjacent(marked)
 
     def prompted(
         self, messages: list[dict[str, Any]], tools: list[Any] | None = None, thinks: bool | None = None
@@ -116,6 +120,8 @@ class AppliedTemplate:
             BadRow: "template_not_prefix": where the turn begins cannot be told.
         """
         *before, last = messages
+        if self.next_to_calls and self.next_to_calls.is_in(last):
+            return self._reasoned(self.next_to_calls, before, last, tools)
         if self.written:
             before = [self.written.without(message) for message in before]
             if _has_reasoning(last):
@@ -146,12 +152,23 @@ class AppliedTemplate:
                 return prompt + answer, [*context, (len(prompt), len(prompt) + len(answer))]
         raise self._no_prefix(before, tools)
 
+    def _reasoned(
+        self, block: CallReasoning, before: list[dict[str, Any]], last: dict[str, Any], tools: list[Any] | None
+    ) -> tuple[str, list[Span]]:
+        """`prompted` for an answer whose reasoning the template prints next to calls alone."""
+        prompt, context = self._context(before, tools, True)
+        answer = self._answer_after(prompt, [*before, block.without(last)], tools, True)
+        if answer is None:
+            raise self._no_prefix(before, tools)
+        said = block.of(last) + answer
+        return prompt + said, [*context, (len(prompt), len(prompt) + len(said))]
+
     def _context(
         self, messages: list[dict[str, Any]], tools: list[Any] | None, thinks: bool | None
     ) -> tuple[str, list[Span]]:
         """The prompt, and where the assistant's earlier turns are in it."""
         prompt, marked = self(messages, tools, with_spans=self._template.has_marks, prompt=True, thinks=thinks)
-        spans = _merge_adjacent(marked) if self._template.has_marks else _between_others(messages, prompt)
+        spans = merge_adjacent(marked) if self._template.has_marks else between_others(messages, prompt)
         return prompt, spans
 
     def _answer_after(
@@ -177,7 +194,7 @@ class AppliedTemplate:
                 or self._after_block(prompt, text, messages, tools)
                 or after_closed(prompt, text, stand_in, said)
             )
-        start, end = _merge_adjacent(marked)[-1] if marked else (0, 0)
+        start, end = merge_adjacent(marked)[-1] if marked else (0, 0)
         start -= len(cue) if text[:start].endswith(cue) else 0
         return text[start + len(cue) : end] if cue and text.startswith(cue, start) else None
 
@@ -274,38 +291,3 @@ def _check_reasoning(prompt: str, answer: str) -> None:
 def _has_reasoning(message: dict[str, Any]) -> bool:
     """Whether a message of the form that templates take holds the model's reasoning."""
     return bool(message.keys() - _PLAIN_KEYS - {"tool_calls"}) or TAG_END in str(message["content"])
-
-
-def _between_others(messages: list[dict[str, Any]], text: str) -> list[Span]:
-    """About where the assistant's turns are: from the end of the content before each to its own end, or where it calls
-    tools to the start of the next one.
-
-    Raises:
-        BadRow: "left_out_by_template": another content is not there.
-    """
-    spans: list[Span] = []
-    contents = [message["content"].strip() for message in messages]
-    at = 0
-    for message, content, following in zip(messages, contents, [*contents, None][1:], strict=True):
-        if message["role"] == "assistant":
-            end = len(text) if following is None else max(at, text.find(following, at))
-            if not message.get("tool_calls") and (found := text.find(content, at, end)) >= 0:
-                end = found + len(content)  # tools may stand before the next question
-            spans.append((at, end))
-            at = end
-        elif message["role"] != "system":  # templates print it anywhere
-            if (found := text.find(content, at)) < 0:
-                raise BadRow("left_out_by_template", f"the chat template leaves out or changes {content[:60]!r}")
-            at = found + len(content)
-    return spans
-
-
-def _merge_adjacent(spans: list[Span]) -> list[Span]:
-    """Marks that follow each other without a gap belong to one turn (some templates mark the end token by itself)."""
-    merged: list[Span] = []
-    for start, end in spans:
-        if merged and merged[-1][1] == start:
-            merged[-1] = (merged[-1][0], end)
-        else:
-            merged.append((start, end))
-    return merged

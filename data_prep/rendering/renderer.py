@@ -17,6 +17,7 @@ from data_prep.conversation import BadRow, Conversation
 from data_prep.rendering import template_probe
 from data_prep.rendering.answers import AnswerRules, without_leading_blanks
 from data_prep.rendering.applied_template import AppliedTemplate
+from data_prep.rendering.call_reasoning import find_call_reasoning
 from data_prep.rendering.chat_templates import ChatTemplate, control_token_ids
 from data_prep.rendering.control_tokens import ControlTokens
 from data_prep.rendering.empty_reasoning import find_empty_block, prints_block
@@ -108,6 +109,9 @@ class Renderer:
         self._reasoning_place = template_probe.reasoning_place(self._apply)
         self._apply.written = template_probe.written_reasoning(template, self._apply, self._reasoning_place)
         self._apply.reasoning_place = self._reasoning_place
+        self._apply.next_to_calls = (
+            None if template.has_marks else find_call_reasoning(self._apply, self._reasoning_place)
+        )
         self._takes_json_text = template_probe.takes_json_text(self._apply)
         self._skeletons = Skeletons(template, self._apply.answers)
         self._shapes = Shapes(self._print)

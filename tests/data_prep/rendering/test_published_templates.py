@@ -52,7 +52,7 @@ CALLS = ("call", "call_then_talk", "call_with_reasoning")
 NO_TOOLS = dict.fromkeys(CALLS, "tools_not_in_template")
 LOSES = "left_out_by_template"
 SPLIT = "split"
-GEMMA4 = {"reasoning": LOSES, "reasonings": LOSES, "call_with_reasoning": LOSES}  # no reasoning in the last answer
+GEMMA4 = dict.fromkeys(("reasoning", "reasonings", "call_with_reasoning"), SPLIT)  # reasoning next to calls alone
 R1 = {**dict.fromkeys(("one", "talk", "system"), "no_reasoning"), **NO_TOOLS}
 # By template: what becomes of the rows that are not taken as they are.
 FAMILIES = {
