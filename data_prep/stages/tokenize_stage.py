@@ -10,7 +10,7 @@ from itertools import islice
 from data_prep.conversation import BadRow, Conversation
 from data_prep.quality.filters import check, check_trained_tokens
 from data_prep.quality.languages import LANGUAGES, detect_conversation
-from data_prep.quality.pii import mask_conversation
+from data_prep.quality.pii import mask, mask_conversation
 from data_prep.recipe import Recipe, Source, group_by, grouping_column
 from data_prep.rendering.chat_templates import resolve_chat_template
 from data_prep.rendering.labels import TokenizedExample
@@ -77,7 +77,7 @@ def look(slices: dict[str, list[Slice]], recipe: Recipe, renderer: Renderer) -> 
                 if isinstance(result, BadRow):
                     _refuse_if_asked(raw, result, recipe)
                     reasons[result.reason] += 1
-                    first.setdefault(result.reason, f"\n  {result.reason}: {raw.where}: {result.detail}")
+                    first.setdefault(result.reason, f"\n  {result.reason}: {raw.where}: {_shown(result, recipe)}")
                 kept += not isinstance(result, BadRow)
         dropped = ", ".join(f"{reason} {number:,}" for reason, number in reasons.most_common())
         yield f"check: source {source.name}: {kept:,} rows can be used" + (f", dropped: {dropped}" if dropped else "")
@@ -210,6 +210,11 @@ def _refuse_if_asked(raw: RawRow, bad: BadRow, recipe: Recipe) -> None:
     key = "too_long" if bad.reason == "too_long" else "bad_rows"
     if getattr(recipe, key) == "refuse":
         raise ValueError(
-            f"{raw.where}: {bad.reason}: {bad.detail}. The recipe says `{key}: refuse`; repair the row, or set "
+            f"{raw.where}: {bad.reason}: {_shown(bad, recipe)}. The recipe says `{key}: refuse`; repair the row, or set "
             f"`{key}: {'drop' if key == 'too_long' else 'skip'}` to count it and go on"
         )
+
+
+def _shown(bad: BadRow, recipe: Recipe) -> str:
+    """Its detail, without the personal data that the recipe masks: logs are read by others."""
+    return mask(bad.detail, frozenset(recipe.pii))[0]

@@ -73,3 +73,12 @@ def test_dropped_rows_are_masked_too(recipe, tmp_path):
     assert dropped[0]["value"] == row | {"question": "I am [EMAIL]", "more": [{"mail": "[EMAIL]"}]}
     files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
     assert len(dropped) == 2 and not [file for file in files if b"example.com" in file.read_bytes()]
+
+
+def test_refusals_show_no_personal_data_that_is_masked(recipe, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[4]) + "\nc@example.com, no JSON\n")
+    assert run(edit_recipe(recipe, bad_rows="refuse"), tmp_path / "out") == 2
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**ROWS[4], "answer": " "}) + "\nc@example.com, no JSON\n")
+    assert run(edit_recipe(recipe, bad_rows="skip"), tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert said.count("[EMAIL], no JSON") == 2 and "example.com" not in said
