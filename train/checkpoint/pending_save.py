@@ -66,8 +66,7 @@ class Save:
         try:
             yield
         except Exception as error:
-            cause = _system_error(error) or error
-            self.errors.append(f"{type(cause).__name__}: {cause}")
+            self.errors.append(_words_of(error))
 
     def do(self, write: Callable[..., Any], value: Any, *args: Any, **kwargs: Any) -> None:
         """Call `write(value, ...)`: with a copy of the value in the background, or at once if it is a single object."""
@@ -86,6 +85,11 @@ class Save:
                 self.tasks.append(lambda: write(own))
             else:
                 write(own)
+
+
+def _words_of(error: Exception) -> str:
+    cause = _system_error(error) or error
+    return f"{type(cause).__name__}: {cause}"
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
