@@ -210,8 +210,8 @@ def _refuse_if_asked(raw: RawRow, bad: BadRow, recipe: Recipe) -> None:
     key = "too_long" if bad.reason == "too_long" else "bad_rows"
     if getattr(recipe, key) == "refuse":
         raise ValueError(
-            f"{raw.where}: {bad.reason}: {_shown(bad, recipe)}. The recipe says `{key}: refuse`; repair the row, or set "
-            f"`{key}: {'drop' if key == 'too_long' else 'skip'}` to count it and go on"
+            f"{raw.where}: {bad.reason}: {_shown(bad, recipe)}. The recipe says `{key}: refuse`; repair the row, or "
+            f"set `{key}: {'drop' if key == 'too_long' else 'skip'}` to count it and go on"
         )
 
 
