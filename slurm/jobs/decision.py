@@ -16,7 +16,7 @@ REFUSED = "refused"  # exit code 2: something has to be changed first
 PORT_TAKEN = "port taken"  # another process has bound the port since it was found free
 FAILED = "failed"
 NODE_LOST = "node lost"  # failed, and a node no longer answers
-UNFIT = "unfit"  # the node check names nodes, and too few are left
+UNFIT = "unfit"  # the node check has failed: too few nodes are left, or it could name none
 
 STOPPED = (SAVED, NOT_BEGUN)
 

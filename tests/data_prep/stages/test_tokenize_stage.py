@@ -6,8 +6,6 @@ import gc
 import json
 import weakref
 
-import pytest
-
 from data_prep.recipe import Recipe
 from data_prep.stages.job import open_job
 from data_prep.stages.parts import PartWriter
@@ -44,9 +42,3 @@ def test_a_part_with_dropped_rows_is_freed_without_the_collector(tmp_path, tiny_
         assert writer() is None
     finally:
         gc.enable()
-
-
-@pytest.fixture(autouse=True)
-def _collected():
-    yield
-    gc.collect()
